@@ -1,0 +1,37 @@
+# make run   installs into .venv and runs both notebooks (DATA=, PROFILE=, OUT= choose what and where to)
+# make test  all tests, lint and types
+# make lab   opens Jupyter on the notebooks
+PYTHON  ?= python3
+DATA    ?= digits
+PROFILE ?= quick
+OUT     ?= out/$(notdir $(basename $(basename $(DATA))))-$(PROFILE)
+BIN     := .venv/bin
+
+.PHONY: run test lab bench soak
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noisy_student needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+run: .venv/installed
+	mkdir -p "$(OUT)"
+	$(BIN)/papermill data_split.ipynb "$(OUT)/data_split.ipynb" -p DATA "$(DATA)"
+	$(BIN)/papermill run.ipynb "$(OUT)/run.ipynb" -p DATA "$(DATA)" -p PROFILE "$(PROFILE)" -p OUT "$(OUT)"
+	@echo "Executed notebooks, tables and figures: $(abspath $(OUT))"
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not soak"
+
+lab: .venv/installed
+	$(BIN)/jupyter lab run.ipynb
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.speed --data "$(DATA)"
+
+soak: .venv/installed
+	$(BIN)/python -m pytest -m soak

@@ -1,0 +1,95 @@
+"""The experiments without Jupyter: python -m noisy_student --help"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from .data import Split, load
+from .experiments import EXPERIMENTS, PROFILES, gains, override, profile, run_experiment, summary
+from .report import save_figures, write_tables
+from .runs import Store
+from .training import device_title, pick_device
+
+EPILOG = """examples:
+  python -m noisy_student                                        handwritten digits, a few minutes on a CPU
+  python -m noisy_student --data cifar10 --profile full          the paper's scale, for a GPU
+  python -m noisy_student --data photos/ --labels 200            your own images: photos/train/<class>/*.jpg
+  python -m noisy_student --experiments students --set recipe.epochs=50 --set student.dropout=0.2
+
+Finished runs are kept in --store and never trained again; a killed command goes on where it was.
+Every name that --set knows: the fields of Settings and Recipe (recipe.*, or supervised.* and student.* apart)."""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("python -m noisy_student", description="Noisy Student self-training: four experiments, "
+                                "their tables and figures.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", default="digits", help="digits, cifar10, cifar100, svhn, or a folder or archive of images (default: digits)")
+    p.add_argument("--root", default="data", help="where downloads and decoded images are kept (default: data)")
+    p.add_argument("--size", type=int, default=32, help="pixels a side of images from a folder (default: 32)")
+    p.add_argument("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
+    p.add_argument("--profile", default="auto", help=f"{', '.join(PROFILES)}; auto: full on a GPU, else quick (default: auto)")
+    p.add_argument("--experiments", default=",".join(EXPERIMENTS), help="which, with commas between (default: all: %(default)s)")
+    p.add_argument("--seeds", help="with commas between, for example 0,1,2 (default: the profile's)")
+    p.add_argument("--labels", type=int, help="number of labelled images (default: the profile's)")
+    p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyper-parameter: recipe.epochs=50")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
+    p.add_argument("--out", default="out", help="folder for tables and figures (default: out)")
+    return p
+
+
+def _changes(args: argparse.Namespace) -> dict[str, object]:
+    changes: dict[str, object] = {"labels": args.labels}
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text!r} is not NAME=VALUE, as in --set recipe.epochs=50.")
+        try:
+            changes[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            changes[name.strip()] = value
+    if args.seeds:
+        try:
+            changes["seeds"] = tuple(int(s) for s in args.seeds.split(","))
+        except ValueError:
+            raise ValueError(f"--seeds {args.seeds!r} are not whole numbers with commas between, as in 0,1,2.") from None
+    return changes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for input that cannot be used (one sentence on stderr), 1 for a failed run."""
+    args = parser().parse_args(arguments)
+    try:
+        device, store = pick_device(args.device), Store(args.store)
+        train, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
+        settings = override(profile(args.profile, train, device), _changes(args))
+        saved = Split.load(args.split, train) if args.split else None
+        print(f"{train}; {len(test):,} test images; {device_title(device)}; seeds {', '.join(map(str, settings.seeds))}")
+        tables = []
+        for name in args.experiments.split(","):
+            table = run_experiment(name.strip(), settings, train, test, store, saved_split=saved, device=device)
+            tables.append(table)
+            print(f"\n{name}\n{summary(table).to_string(index=False)}", flush=True)
+            write_tables(pd.concat(tables), store, Path(args.out))
+        table = pd.concat(tables)
+        if {"baselines", "students"} <= set(table.experiment):
+            print(f"\nwhat Noisy Student gained, in points, with the 95% interval over seeds\n{gains(table).to_string(index=False)}")
+        paths = save_figures(table, store, train, test, Path(args.out), device)
+        print(f"\ntables and {len(paths)} figures: {Path(args.out).resolve()}")
+        return 0
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""RandAugment (Cubuk et al., 2020) on batches of uint8 images, and the random flip and crop.
+
+Each of the 14 ops takes images (uint8, N x 3 x H x W) and one float magnitude per image, 0 to 10, and returns new
+uint8 images on the same device. They agree with ``torchvision.transforms.v2.functional``: to the bit where the
+arithmetic is integer, within 1 of 255 elsewhere, with nearest-neighbour interpolation and grey fill. What magnitude
+10 means is the top bin of torchvision's RandAugment.
+
+Nothing here loops over images or waits for the device: which op an image gets is drawn on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .data import unknown
+
+FILL = 128  # grey, as in the Noisy Student code; black borders would be a cue of their own
+CHUNK = 512  # images augmented at once; 1.5 MB of uint8 stay in a CPU's L2/L3 cache
+Op = Callable[[Tensor, Tensor], Tensor]
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _signed(magnitude: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.where(torch.rand(magnitude.shape, generator=generator) < 0.5, -magnitude, magnitude)
+
+
+# ------------------------------------------------------------------------------- colour: blends and value tables
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """factor * images + (1 - factor) * other, clamped and truncated to uint8; factor is N x 1 x 1 x 1."""
+    return torch.addcmul(other * (1 - factor), images.float(), factor).clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """ITU-R 601 luma, rounded down: float, N x 1 x H x W."""
+    red, green, blue = images.unbind(1)
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_().unsqueeze(1)
+
+
+def identity(images: Tensor, magnitude: Tensor) -> Tensor:
+    return images
+
+
+def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Factor 1 + 0.09 * magnitude; negative magnitudes darken."""
+    return images.float().mul_(_column(1 + 0.09 * magnitude)).clamp_(0, 255).to(torch.uint8)
+
+
+def color(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Saturation by 1 + 0.09 * magnitude."""
+    return _blend(images, _grey(images), _column(1 + 0.09 * magnitude))
+
+
+def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Distance from the mean grey by 1 + 0.09 * magnitude."""
+    return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), _column(1 + 0.09 * magnitude))
+
+
+def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend with a 3x3 smoothing (centre 5, others 1, over 13) by 1 + 0.09 * magnitude; the border stays."""
+    pixels = images.float()
+    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    inner = pixels[..., 1:-1, 1:-1]
+    smooth = box.add_(inner, alpha=4).div_(13).round_()
+    out = images.clone()
+    out[..., 1:-1, 1:-1] = torch.addcmul(inner, smooth.sub_(inner), _column(-0.09 * magnitude)).clamp_(0, 255).to(torch.uint8)
+    return out
+
+
+def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Keep the highest 8 - 0.4 * magnitude bits, rounded: 8 at 0, 4 at 10."""
+    dropped = (0.4 * magnitude).round().to(torch.int32)
+    return images & _column(-(2**dropped) & 255).to(torch.uint8)
+
+
+def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Invert the values at or above 256 - 25.6 * magnitude: none at 0, all at 10."""
+    threshold = torch.ceil(256 - 25.6 * magnitude).clamp_(0, 256).to(torch.int16)
+    return torch.where(images >= _column(threshold), 255 - images, images)
+
+
+def auto_contrast(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Stretch each channel to 0..255; a channel of one value stays."""
+    low, high = (f(images, (2, 3)).view(*images.shape[:2], 1, 1).float() for f in (torch.amin, torch.amax))
+    flat = low == high
+    scale = torch.where(flat, 1.0, (high - low) * (1 / 255))
+    return (images - torch.where(flat, 0.0, low)).div_(scale).clamp_(0, 255).to(torch.uint8)
+
+
+def _bincount(values: Tensor, length: int) -> Tensor:
+    """How often each of 0..length-1 occurs. On a GPU torch.bincount waits for the device; on a CPU it is 20 times faster."""
+    if values.device.type == "cpu":
+        return torch.bincount(values, minlength=length)
+    ones = torch.ones(1, dtype=torch.int64, device=values.device).expand(len(values))
+    return torch.zeros(length, dtype=torch.int64, device=values.device).scatter_add_(0, values, ones)
+
+
+def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Flatten each channel's histogram, by a table of 256 values per channel (PIL's integer rule)."""
+    rows = images.flatten(2).flatten(0, 1)  # one row per image and channel
+    count = len(rows)
+    index = rows.long()
+    flat_index = index + torch.arange(0, count * 256, 256, device=rows.device).unsqueeze(1)
+    histogram = _bincount(flat_index.view(-1), count * 256)
+    histogram = histogram.view(count, 256)
+    top = index.amax(1, keepdim=True)
+    step = (rows.shape[1] - histogram.gather(1, top)) // 255
+    before = histogram.cumsum(1) - histogram
+    table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255)
+    table = torch.where(step == 0, torch.arange(256, device=rows.device), table).to(torch.uint8)
+    return table.gather(1, index).view_as(images)
+
+
+# --------------------------------------------------------------------------------------------- geometry: one warp
+
+
+def _warp(images: Tensor, theta: Tensor) -> Tensor:
+    """Nearest-neighbour affine warp with grey fill.
+
+    theta: float, N x 2 x 3, maps an output pixel's (x, y, 1), in pixels from the centre, to the input's (x, y).
+    """
+    count, channels, height, width = images.shape
+    x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
+    y = (torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2).unsqueeze(1)
+    a = theta.view(count, 6, 1, 1)
+    source_x = (x * a[:, 0]).add(y * a[:, 1]).add_(a[:, 2] + (width - 1) / 2).round_()
+    source_y = (x * a[:, 3]).add(y * a[:, 4]).add_(a[:, 5] + (height - 1) / 2).round_()
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
+    index = source_y.mul_(width).add_(source_x).long().clamp_(0, height * width - 1)
+    index = index.view(count, 1, -1).expand(-1, channels, -1)
+    out = images.flatten(2).gather(2, index).view_as(images)
+    return out.masked_fill_(~inside.unsqueeze(1), FILL)
+
+
+def _theta(magnitude: Tensor, **entries: Tensor) -> Tensor:
+    """N x 2 x 3 identity maps with some entries ("xx", "xy", "x1", "yx", "yy", "y1") replaced."""
+    one, zero = torch.ones_like(magnitude), torch.zeros_like(magnitude)
+    default = {"xx": one, "xy": zero, "x1": zero, "yx": zero, "yy": one, "y1": zero}
+    return torch.stack(list((default | entries).values()), 1).view(-1, 2, 3)
+
+
+def _rotate_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
+    """3 degrees a unit, anticlockwise."""
+    angle = magnitude * (3 * math.pi / 180)
+    return _theta(magnitude, xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
+
+
+def _shear_x_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
+    """0.03 a unit, about the top left corner as torchvision's RandAugment does."""
+    level = 0.03 * magnitude
+    return _theta(magnitude, xy=level, x1=level * (height / 2))
+
+
+def _shear_y_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
+    level = 0.03 * magnitude
+    return _theta(magnitude, yx=level, y1=level * (width / 2))
+
+
+def _translate_x_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
+    """15/331 of the width a unit, in whole pixels, rounded towards zero."""
+    return _theta(magnitude, x1=-(magnitude * (15 / 331 * width)).trunc())
+
+
+def _translate_y_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
+    return _theta(magnitude, y1=-(magnitude * (15 / 331 * height)).trunc())
+
+
+GEOMETRY = {
+    "Rotate": _rotate_theta,
+    "ShearX": _shear_x_theta,
+    "ShearY": _shear_y_theta,
+    "TranslateX": _translate_x_theta,
+    "TranslateY": _translate_y_theta,
+}
+COLOUR: dict[str, Op] = {
+    "Identity": identity,
+    "AutoContrast": auto_contrast,
+    "Equalize": equalize,
+    "Solarize": solarize,
+    "Color": color,
+    "Posterize": posterize,
+    "Contrast": contrast,
+    "Brightness": brightness,
+    "Sharpness": sharpness,
+}
+SIGNED = {*GEOMETRY, "Color", "Contrast", "Brightness", "Sharpness"}
+OPS = [*COLOUR, *GEOMETRY]
+
+
+def apply_op(images: Tensor, name: str, magnitude: float | Tensor) -> Tensor:
+    """One named op on uint8 images, N x 3 x H x W; magnitude: 0 to 10, negative for the other direction."""
+    if name not in OPS:
+        raise unknown("op", name, OPS)
+    magnitude = torch.as_tensor(magnitude, dtype=torch.float32).expand(len(images)).to(images.device)
+    if name in COLOUR:
+        return COLOUR[name](images, magnitude)
+    return _warp(images, GEOMETRY[name](magnitude, *images.shape[2:]))
+
+
+# ------------------------------------------------------------------------------------------------- random choices
+
+
+class RandAugment:
+    """For each image n ops, drawn uniformly with replacement, each with a magnitude uniform in 0..m and a random sign.
+
+    n: 0 to 14 ops. m: 0 to 10, the bound of the magnitudes. Calling it on uint8 images (N x 3 x H x W) returns new
+    images of the same shape on the same device. ``generator`` is a CPU generator; without one, torch's own is used.
+    Source: Cubuk et al. 2020, with the uniform magnitudes that torchvision's ``RandAugment`` leaves out.
+    """
+
+    def __init__(self, n: int, m: float) -> None:
+        if not isinstance(n, int) or not 0 <= n <= 14:
+            raise ValueError(f"n={n} is not a whole number of ops from 0 to 14.")
+        if not 0 <= m <= 10:
+            raise ValueError(f"m={m} is not a magnitude from 0 to 10.")
+        self.n, self.m = n, m
+
+    def __repr__(self) -> str:
+        return f"RandAugment(n={self.n}, m={self.m})"
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        check_images(images)
+        out = images
+        for _ in range(self.n):
+            out = self._round(out, generator)
+        return out
+
+    def _round(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One op for each image: the images are grouped by op; the geometric groups share one warp."""
+        count, (height, width), device = len(images), images.shape[2:], images.device
+        drawn = torch.randint(len(OPS), (count,), generator=generator)
+        magnitude = torch.rand(count, generator=generator) * self.m
+        signed = _signed(magnitude, generator)
+        order = drawn.argsort(stable=True)
+        sizes = torch.bincount(drawn, minlength=len(OPS)).tolist()
+        groups = dict(zip(OPS, order.split(sizes), strict=True))
+        out = images.clone()
+        for name, op in COLOUR.items():
+            if len(group := groups[name]) and name != "Identity":
+                level = (signed if name in SIGNED else magnitude)[group].to(device, non_blocking=True)
+                where = group.to(device, non_blocking=True)
+                out.index_copy_(0, where, op(images.index_select(0, where), level))
+        if geometric := [name for name in GEOMETRY if len(groups[name])]:
+            where = torch.cat([groups[name] for name in geometric]).to(device, non_blocking=True)
+            theta = torch.cat([GEOMETRY[name](signed[groups[name]], height, width) for name in geometric])
+            out.index_copy_(0, where, _warp(images.index_select(0, where), theta.to(device, non_blocking=True)))
+        return out
+
+
+def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator | None = None) -> Tensor:
+    """Mirror half of the images, and shift each by up to ``crop`` pixels each way, its border reflected."""
+    check_images(images)
+    count, channels, height, width = images.shape
+    if not 0 <= crop < min(height, width):
+        raise ValueError(f"crop={crop} is not a number of pixels from 0 to {min(height, width) - 1}.")
+    shift = torch.randint(2 * crop + 1, (2, count, 1), generator=generator) - crop
+    mirror = ((torch.rand(count, 1, generator=generator) < 0.5) & flip).to(torch.int64)
+    # Each output row and column names the input's one it comes from; reflection at 0 and at the last index is |.|.
+    row = torch.arange(height) + shift[0]
+    column = torch.arange(width) + shift[1]
+    row, column = (size - 1 - (size - 1 - index.abs()).abs() for index, size in ((row, height), (column, width)))
+    column = column + mirror * (column.flip(1) - column)
+    index = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(count, 1, -1).to(images.device, non_blocking=True)
+    return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise TypeError or ValueError unless ``images`` are uint8, N x 3 x H x W."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images are {images.dtype}, not uint8 with values from 0 to 255.")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}, not N x 3 x H x W.")

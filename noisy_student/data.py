@@ -1,0 +1,287 @@
+"""Images as uint8 tensors, from a named data set, a folder or an archive of a folder; and the labelled/unlabelled split.
+
+Everything ends as one :class:`Images`: N x 3 x H x W uint8 pixels, int64 labels (-1 where there is none) and class
+names. Folders and archives of pictures are read in ``folders.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "digits": "8x8 digits",
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set in memory.
+
+    images: uint8, N x 3 x H x W. labels: int64, N, in 0..len(classes)-1, or -1 where the label is not known.
+    name: a short lower-case name; ``title`` is the one for people.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        known = int((self.labels >= 0).sum())
+        size = "x".join(map(str, self.images.shape[1:]))
+        return f"Images({self.title}: {len(self):,} of {size}, {known:,} with a label, {len(self.classes)} classes)"
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.name, self.name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over pixels, labels, shape and class names: equal data, equal fingerprint."""
+        digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def data_key(train: Images, test: Images) -> str:
+    """Name and fingerprint of a training and a test set together: what a Run remembers of its data."""
+    both = hashlib.sha256(f"{train.fingerprint}{test.fingerprint}".encode()).hexdigest()
+    return f"{train.name}-{both[:16]}"
+
+
+def unknown(what: str, name: object, valid: Any) -> ValueError:
+    """The error for a name that is not among the valid ones, with the nearest of them."""
+    names = [str(v) for v in valid]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}."
+    return ValueError(f"unknown {what} {str(name)!r}; {hint}")
+
+
+def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_unreadable: bool = False,
+         test_fraction: float = 0.2) -> tuple[Images, Images]:
+    """Training and test images of a named data set, a folder or an archive.
+
+    source: "digits" (embedded, no download), "cifar10", "cifar100", "svhn" (fetched into ``root``), or a folder, or a
+    .zip/.tar[.gz|.xz|.bz2] of one, laid out as ``train/<class>/*``, ``test/<class>/*`` and optionally
+    ``unlabeled/*``. Pictures are made RGB and ``size`` x ``size`` (bilinear), decoded once, and cached in
+    ``root/cache``. Images without a label stand at the end of the training images, with label -1. A folder without
+    ``test/`` gives up a stratified ``test_fraction`` of ``train/``, the same in every call.
+
+    Raises ValueError or OSError, in one sentence, for data that cannot be used; an unreadable picture is named, and
+    is left out only with ``skip_unreadable``.
+    """
+    if not isinstance(size, int) or not 16 <= size <= 512:
+        raise ValueError(f"size={size} is not a whole number from 16 to 512.")
+    named = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "svhn": _svhn}
+    if str(source) in named:
+        return named[str(source)](str(source), Path(root))
+    path = Path(source)
+    if not path.exists():
+        if len(path.parts) == 1 and not path.suffix:
+            raise unknown("data set", source, [*named, "a path to a folder or archive of images"])
+        raise FileNotFoundError(f"{path} does not exist: give a folder or archive of images, or one of {', '.join(named)}.")
+    from .folders import load_folder
+
+    return load_folder(path, Path(root), size, skip_unreadable, test_fraction)
+
+
+# ---------------------------------------------------------------------------------------------- named data sets
+
+
+def _digits(name: str, root: Path) -> tuple[Images, Images]:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, enlarged to 32x32 RGB; 497 of them are the test set."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    large = torch.nn.functional.interpolate(small, size=32, mode="bilinear", align_corners=False)
+    images = large.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(digits.target).long()
+    return hold_out(Images(images, labels, tuple(map(str, range(10))), name), 497 / 1797)
+
+
+def _cifar(name: str, root: Path) -> tuple[Images, Images]:
+    from torchvision import datasets
+
+    cls = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    archive = root / cls.filename
+    if archive.exists() and not datasets.utils.check_integrity(str(archive), cls.tgz_md5):
+        raise OSError(f"{archive} is damaged: its md5 is not {cls.tgz_md5}; delete it and run again.")
+
+    def part(train: bool) -> Images:
+        data = _fetch(name, root, archive, lambda: cls(str(root), train=train, download=True))
+        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        return Images(pixels, torch.tensor(data.targets), tuple(data.classes), name)
+
+    return part(True), part(False)
+
+
+def _svhn(name: str, root: Path) -> tuple[Images, Images]:
+    from torchvision.datasets import SVHN
+
+    def part(kind: str) -> tuple[Tensor, Tensor]:
+        archive = root / SVHN.split_list[kind][1]
+        data = _fetch(name, root, archive, lambda: SVHN(str(root), split=kind, download=True))
+        return torch.from_numpy(data.data), torch.from_numpy(data.labels).long()
+
+    (train, y), (extra, _), (test, y_test) = part("train"), part("extra"), part("test")
+    labels = torch.cat([y, torch.full((len(extra),), -1)])
+    classes = tuple(map(str, range(10)))
+    return Images(torch.cat([train, extra]), labels, classes, name), Images(test, y_test, classes, name)
+
+
+def _fetch(name: str, root: Path, archive: Path, get: Callable[[], Any]) -> Any:
+    """``get()``, torchvision's download and md5 check; what a failed download left behind is removed."""
+    existed = archive.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        return get()
+    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+        if not existed:
+            archive.unlink(missing_ok=True)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"{TITLES[name]} could not be fetched ({reason}): put {archive.name} into {root} and run again, or use "
+            f"'digits' or a folder of images, which need no download."
+        ) from error
+
+
+# ----------------------------------------------------------------------------------------------------- the split
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which training images count as labelled. Indices only, int64, in the order of the draw.
+
+    The order makes splits nested: the labelled part of a larger split of the same seed begins with this one's.
+    """
+
+    labeled: Tensor
+    unlabeled: Tensor
+    seed: int
+    fingerprint: str
+
+    @property
+    def key(self) -> str:
+        """A short hash of what the split says."""
+        digest = hashlib.sha256(f"{self.seed} {self.fingerprint} {len(self.labeled)}".encode())
+        digest.update(torch.cat([self.labeled, self.unlabeled]).numpy().data)
+        return digest.hexdigest()[:16]
+
+    def check(self, train: Images) -> None:
+        """Raise ValueError if this split was not made of ``train``."""
+        if self.fingerprint != train.fingerprint:
+            raise ValueError(
+                f"this split belongs to other data (fingerprint {self.fingerprint[:12]}, but {train.title} has "
+                f"{train.fingerprint[:12]}): make a new one with split()."
+            )
+
+    def resize(self, train: Images, labeled: int | float) -> Split:
+        """The split of the same draw with more or fewer labelled images; the smaller lies within the larger."""
+        self.check(train)
+        order = torch.cat([self.labeled, self.unlabeled])
+        count = _label_count(train, labeled)
+        return Split(order[:count], order[count:], self.seed, self.fingerprint)
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz of indices; it appears whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
+        try:
+            np.savez(partial, labeled=self.labeled.numpy(), unlabeled=self.unlabeled.numpy(), seed=self.seed,
+                     fingerprint=self.fingerprint, key=self.key)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | Path, train: Images) -> Split:
+        """Read a saved split of ``train``. Raises ValueError for a damaged file, or one of other data."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                labeled, unlabeled = (torch.from_numpy(file[k].astype(np.int64)) for k in ("labeled", "unlabeled"))
+                found = Split(labeled, unlabeled, int(file["seed"]), str(file["fingerprint"]))
+                sound = found.key == str(file["key"])
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} does not exist: make the split with data_split.ipynb or split().") from None
+        except Exception as error:  # NumPy and zipfile raise a dozen kinds for altered bytes
+            raise ValueError(f"{path} is not a split, or is damaged ({error}): make it again with split().") from error
+        if not sound:
+            raise ValueError(f"{path} is damaged (its checksum does not fit): make it again with split().")
+        found.check(train)
+        return found
+
+
+def _label_count(train: Images, labeled: int | float) -> int:
+    known = int((train.labels >= 0).sum())
+    if isinstance(labeled, float) and not 0 < labeled <= 1:
+        raise ValueError(f"labeled={labeled} is not a fraction above 0 and up to 1.")
+    count = round(labeled * known) if isinstance(labeled, float) else int(labeled)
+    if count > known:
+        raise ValueError(f"{count:,} labelled images wanted, but {train.title} has {known:,} with a label.")
+    if count < len(train.classes):
+        raise ValueError(f"{count:,} labelled images are fewer than the {len(train.classes)} classes of {train.title}.")
+    return count
+
+
+def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
+    """Draw ``labeled`` images (a count, or a fraction as a float) as the labelled part; the rest is unlabelled.
+
+    Stratified: every class has its share of the labelled part, and at least one image. Nested: the 5,000 of a seed are
+    contained in its 6,000. Images without a label are always unlabelled. Raises ValueError where it cannot be done.
+    """
+    count = _label_count(train, labeled)
+    order = torch.cat([_stratified_order(train.labels, seed), (train.labels < 0).nonzero().flatten()])
+    return Split(order[:count], order[count:], seed, train.fingerprint)
+
+
+def _stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """Indices of the labelled images, ordered so that every prefix is stratified (Webster's apportionment).
+
+    The r-th image of a class of n, in random order, has rank (r + 1/2) / n; the first of each class comes before all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    shuffled = shuffled[labels[shuffled] >= 0]
+    rank = torch.empty(len(shuffled), dtype=torch.float64)
+    for label in labels[shuffled].unique():
+        members = (labels[shuffled] == label).nonzero().flatten()
+        rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+        rank[members[0]] = -1.0
+    return shuffled[rank.argsort(stable=True)]
+
+
+def hold_out(train: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
+    """Take a stratified ``fraction`` of the labelled images away as a test set: (remaining, test)."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"test_fraction={fraction} is not between 0 and 1.")
+    order = _stratified_order(train.labels, seed)
+    count = max(len(train.classes), math.floor(fraction * len(order) + 0.5))
+    test, rest = order[:count].sort().values, order[count:].sort().values
+    rest = torch.cat([rest, (train.labels < 0).nonzero().flatten()])
+    if len(train.labels[rest].unique()) < len(train.classes):
+        raise ValueError(f"{train.title} has too few images for a test set of {count}: put some into test/<class>/.")
+    return tuple(Images(train.images[i], train.labels[i], train.classes, train.name) for i in (rest, test))  # type: ignore[return-value]

@@ -1,0 +1,207 @@
+"""The four experiments, each a list of Runs for one seed after the other; and the settings that decide them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from .data import Images, Split, unknown
+from .runs import Run, Store, run_all
+from .training import Recipe, pick_device
+
+PROFILES = ("auto", "quick", "full")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every hyper-parameter of the experiments."""
+
+    supervised: Recipe  # for training on labels alone
+    student: Recipe  # for training on labels and pseudo-labels
+    seeds: tuple[int, ...] = (0, 1, 2)
+    labels: int = 5000  # labelled images; all others are unlabelled
+    chain: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # each the teacher of the next
+    generations: int = 2  # further students of equal size after the chain's last
+    threshold: float = 0.0  # pseudo-labels below this confidence are dropped; 0 keeps all
+    balance: bool = False  # as many pseudo-labelled images in each class
+    flip_average: bool = False  # teachers average image and mirror
+    grid_models: tuple[str, ...] = ("Convnet5", "Resnet9")
+    grid_ns: tuple[int, ...] = (1, 2, 3, 5, 8, 11, 14)
+    grid_ms: tuple[float, ...] = (1, 3, 5, 7, 9, 10)
+    grid_seeds: int = 1  # the grid takes the first so many seeds
+    label_counts: tuple[int, ...] = (5000, 6000, 7000, 8000, 9000, 10000, 20000, 30000, 40000, 50000)
+    label_recipe_steps: float = 4.0  # at most so many times the optimizer steps of the supervised run, see label_counts()
+
+
+def profile(name: str, train: Images, device: str | torch.device | None = None) -> Settings:
+    """The settings of a profile for these images: "quick" (minutes on a CPU), "full" (the paper's scale, for a GPU).
+
+    "auto" takes full on a GPU and quick elsewhere. What does not fit the data (more labels than there are, mirroring
+    of digits) is adapted. Raises ValueError for an unknown name.
+    """
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    if name == "auto":
+        name = "quick" if pick_device(device).type == "cpu" else "full"
+    known = int((train.labels >= 0).sum())
+    small = len(train) <= 5000
+    written = train.name in ("digits", "svhn")  # a mirrored 2 is no 2
+    if name == "full":
+        recipe = Recipe(epochs=200, m=10, n=2)
+        settings = Settings(recipe, recipe.replace(epochs=100, dropout=0.2), seeds=(0, 1, 2, 3, 4), generations=4)
+    elif small:
+        recipe = Recipe(epochs=40, batch_size=20, n=1, m=5, dropout=0.2)
+        settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, grid_models=("Convnet5",),
+                            grid_ns=(1, 2, 5), grid_ms=(2, 5, 10), label_counts=(100, 200, 400, 800))
+    else:
+        recipe = Recipe(epochs=20)
+        settings = Settings(recipe, recipe.replace(epochs=4, dropout=0.2), seeds=(0,), generations=1,
+                            grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10),
+                            label_counts=(5000, 10000, 20000, 50000))
+    crop = settings.supervised.crop // 2 if written else settings.supervised.crop
+    recipes = {n: getattr(settings, n).replace(flip=not written, crop=crop) for n in ("supervised", "student")}
+    if settings.labels >= known:
+        labels = max(len(train.classes), known // 10)
+        counts = tuple(sorted({min(known, labels * k) for k in (1, 2, 4, 10)}))
+        settings = replace(settings, labels=labels, label_counts=counts)
+    counts = tuple(c for c in settings.label_counts if c <= known)
+    return replace(settings, label_counts=counts, **recipes)
+
+
+def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with some values changed; a value of None leaves the profile's.
+
+    Names are those of Settings, ``supervised.<parameter>``, ``student.<parameter>``, or ``recipe.<parameter>`` for both.
+    Raises ValueError for an unknown name, with the nearest valid ones, and for a value of the wrong kind.
+    """
+    names = [f.name for f in fields(Settings)]
+    for name, value in changes.items():
+        if value is None:
+            continue
+        head, dot, tail = name.partition(".")
+        if dot and head in ("recipe", "supervised", "student"):
+            targets = ("supervised", "student") if head == "recipe" else (head,)
+            settings = replace(settings, **{t: getattr(settings, t).replace(**{tail: value}) for t in targets})
+        elif name in names:
+            settings = replace(settings, **{name: _same_kind(name, value, getattr(settings, name))})
+        else:
+            raise unknown("setting", name, [*names, *(f"recipe.{f.name}" for f in fields(Recipe))])
+    return settings
+
+
+def _same_kind(name: str, value: Any, old: Any) -> Any:
+    if isinstance(old, tuple):
+        value = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
+        sound = len(value) > 0 and all(isinstance(v, type(old[0])) or isinstance(old[0], float) for v in value)
+    else:
+        sound = isinstance(value, type(old)) or (isinstance(old, float) and isinstance(value, int))
+    if not sound:
+        raise ValueError(f"{name}={value!r} is not of the same kind as {old!r}.")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------- experiments
+
+
+def grid(settings: Settings, seed: int) -> list[Run]:
+    """1. RandAugment's n and m: trained on 80% of the labels, scored on the other 20%; the test set is not used."""
+    if seed not in settings.seeds[: settings.grid_seeds]:
+        return []
+    return [
+        Run(model, settings.labels, settings.supervised.replace(n=n, m=m), seed=seed, holdout=0.2)
+        for model in settings.grid_models for n in settings.grid_ns for m in settings.grid_ms
+    ]
+
+
+def baselines(settings: Settings, seed: int) -> list[Run]:
+    """2. Labels alone: with all noise, without RandAugment, without dropout, without either."""
+    noises: list[dict[str, float]] = [{}, {"n": 0}, {"dropout": 0.0}, {"n": 0, "dropout": 0.0}]
+    return [
+        Run(model, settings.labels, settings.supervised.replace(**noise), seed=seed)
+        for model in settings.chain for noise in noises
+    ]
+
+
+def students(settings: Settings, seed: int, kinds: Sequence[str] = ("soft", "hard")) -> list[Run]:
+    """3. Noisy Student along the chain, with soft and with hard pseudo-labels."""
+    first = Run(settings.chain[0], settings.labels, settings.supervised, seed=seed)
+    return [first, *(run for kind in kinds for run in _descend(settings, first, settings.chain[1:], kind))]
+
+
+def generations(settings: Settings, seed: int) -> list[Run]:
+    """3b. Further students of the size of the chain's last one."""
+    chain = students(settings, seed, ("soft",))
+    more = _descend(settings, chain[-1], [settings.chain[-1]] * settings.generations, "soft")
+    return [*chain, *more]
+
+
+def label_counts(settings: Settings, seed: int) -> list[Run]:
+    """4. The chain's last model on the labels alone, by number of labels.
+
+    More labels train for fewer epochs: steps grow with the labels up to ``label_recipe_steps`` times those of the
+    smallest, which keeps every point well trained and the whole affordable.
+    """
+    runs = []
+    for count in settings.label_counts:
+        ratio = count / settings.labels
+        epochs = max(1, round(settings.supervised.epochs * min(1.0, settings.label_recipe_steps / ratio)))
+        runs.append(Run(settings.chain[-1], count, settings.supervised.replace(epochs=epochs), seed=seed))
+    return runs
+
+
+EXPERIMENTS = {"grid": grid, "baselines": baselines, "students": students, "generations": generations,
+               "label_counts": label_counts}
+
+
+def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str) -> list[Run]:
+    runs: list[Run] = []
+    for model in models:
+        teacher = Run(model, settings.labels, settings.student, teacher, kind, settings.threshold, settings.balance,
+                      settings.flip_average, teacher.seed)
+        runs.append(teacher)
+    return runs
+
+
+def run_experiment(name: str, settings: Settings, train: Images, test: Images, store: Store | str | Path = "runs", *,
+                   saved_split: Split | None = None, device: str | torch.device | None = None,
+                   progress: bool = True) -> pd.DataFrame:
+    """Run one experiment for all seeds; the table of :func:`noisy_student.run_all` with a column "experiment" first."""
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    runs = [run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)]
+    table = run_all(runs, train, test, store, saved_split=saved_split, device=device, progress=progress)
+    table.insert(0, "experiment", name)
+    return table
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and number of seeds of each setting: what the notebook and the command line show."""
+    by = ["experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout"]
+    score = "validation_accuracy" if table["accuracy"].isna().all() else "accuracy"
+    aggregations = {score: (score, "mean"), "std": (score, "std"), "seeds": ("seed", "nunique")}
+    if table["pseudo_accuracy"].notna().any():
+        aggregations |= {"pseudo_accuracy": ("pseudo_accuracy", "mean"), "kept": ("kept", "mean")}
+    return table.groupby(by, sort=False).agg(**aggregations).round(2).reset_index()
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """What Noisy Student gained: for each student model and kind, accuracy minus the supervised run of its seed.
+
+    table: rows of "baselines" and "students". The interval is Student's, 95%, over the seeds' paired differences.
+    """
+    from .figures import mean_and_interval
+
+    plain = table[(table.experiment == "baselines")].drop_duplicates(["model", "seed"])  # the first is with all noise
+    pairs = table[(table.experiment == "students") & (table.pseudo != "none")].merge(
+        plain[["model", "seed", "accuracy"]], on=["model", "seed"], suffixes=("", "_supervised"))
+    rows = []
+    for (model, pseudo), group in pairs.groupby(["model", "pseudo"], sort=False):
+        gain, interval = mean_and_interval(group.accuracy - group.accuracy_supervised)
+        rows.append({"model": model, "pseudo": pseudo, "supervised": group.accuracy_supervised.mean(),
+                     "student": group.accuracy.mean(), "gain": gain, "interval": interval, "seeds": len(group)})
+    return pd.DataFrame(rows).round(2)

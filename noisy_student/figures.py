@@ -1,0 +1,365 @@
+"""Every figure: a function that takes a tidy table (or arrays) and returns a matplotlib Figure."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+from torch import Tensor
+
+# Okabe and Ito's palette, told apart with any colour vision; markers tell the kinds apart in grey print.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+KINDS = {"none": ("supervised", GREY, "o"), "hard": ("hard student", ORANGE, "s"), "soft": ("soft student", BLUE, "^")}
+ORIGINAL = {  # the original experiment: CIFAR-10 test accuracy in percent, one run each
+    "none": {"Convnet5": 63.6, "Convnet6": 65.2, "Resnet6": 66.6, "Resnet9": 67.7},
+    "hard": {"Convnet6": 69.8, "Resnet6": 70.6, "Resnet9": 72.5},
+    "soft": {"Convnet6": 69.6, "Resnet6": 71.0, "Resnet9": 72.6},
+}
+ORIGINAL_BY_LABELS = {5000: 67.7, 6000: 69.5, 7000: 71.0, 8000: 72.0, 9000: 73.1, 10000: 74.2, 20000: 80.8,
+                      30000: 84.0, 40000: 84.9, 50000: 85.4}
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half width of Student's 95% interval; the half width of a single value is NaN."""
+    array = np.asarray(list(values), dtype=float)
+    array = array[~np.isnan(array)]
+    if len(array) < 2:
+        return float(array.mean()) if len(array) else math.nan, math.nan
+    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+
+
+class Worth(NamedTuple):
+    """A number of labels and its 95% interval; infinite beyond the measured range, NaN where one seed gives none."""
+
+    labels: float
+    low: float
+    high: float
+
+
+def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 2000) -> Worth:
+    """How many labels a supervised model needs for the student's mean accuracy.
+
+    table: the rows of "label_counts"; student: accuracies in percent, one a seed. The supervised mean, made monotone,
+    is interpolated linearly in log(labels); the interval is a bootstrap over the seeds of both.
+    """
+    counts = np.sort(table.labels.unique())
+    groups = [table[table.labels == count].accuracy.to_numpy() for count in counts]
+
+    def crossing(curve: Sequence[float], level: float) -> float:
+        rising = np.maximum.accumulate(curve)
+        if level < rising[0]:
+            return float(-math.inf)
+        if level > rising[-1]:
+            return math.inf
+        return float(np.exp(np.interp(level, rising, np.log(counts))))
+
+    estimate = crossing([g.mean() for g in groups], float(np.mean(student)))
+    if len(student) < 2:
+        return Worth(estimate, math.nan, math.nan)
+    rng = np.random.default_rng(0)
+    drawn = sorted(crossing([rng.choice(g, len(g)).mean() for g in groups], rng.choice(student, len(student)).mean())
+                   for _ in range(samples))
+    return Worth(estimate, drawn[int(0.025 * samples)], drawn[int(0.975 * samples) - 1])
+
+
+def _worth_text(worth: Worth, table: pd.DataFrame) -> str:
+    def one(value: float) -> str:
+        if math.isinf(value):
+            return f"more than {table.labels.max():,}" if value > 0 else f"fewer than {table.labels.min():,}"
+        return f"{value:,.0f}"
+
+    interval = "" if math.isnan(worth.low) or worth.low == worth.high else f" ({one(worth.low)} to {one(worth.high)})"
+    return one(worth.labels) + interval
+
+
+# -------------------------------------------------------------------------------------------------------- helpers
+
+
+def _rows(table: pd.DataFrame, *experiments: str) -> pd.DataFrame:
+    """The rows of these experiments; ValueError where one is missing."""
+    if "experiment" not in table or table.empty:
+        raise ValueError("the table is empty or has no column 'experiment': make it with run_experiment().")
+    for name in experiments:
+        if name not in set(table.experiment):
+            raise ValueError(f"the table has no rows of the experiment {name!r}: run it first.")
+    return table[table.experiment.isin(experiments)]
+
+
+def _subtitle(rows: pd.DataFrame) -> str:
+    seeds = rows.seed.nunique()
+    spread = f"mean of {seeds} seeds with 95% interval" if seeds > 1 else "1 seed"
+    return f"{' and '.join(rows.title.unique())}, {spread}, {' and '.join(rows.device.unique())}"
+
+
+def _panels(count: int, title: str, width: float = 4.5, height: float = 4.2, **options: Any) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(max(6.5, width * count), height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, count, squeeze=False, **options)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return image.cpu().permute(1, 2, 0).numpy()
+
+
+def _cifar10(rows: pd.DataFrame) -> bool:
+    return all(t == "CIFAR-10" or t.startswith("CIFAR-10 ") for t in rows.title)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG of 150 dots an inch, which appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(partial, dpi=150, format="png")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+# -------------------------------------------------------------------------------------------------------- results
+
+
+def result1(table: pd.DataFrame) -> Figure:
+    """Accuracy of each model: supervised with all noise, student with hard and with soft pseudo-labels."""
+    rows = _rows(table, "baselines", "students")
+    plain = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"])
+    rows = pd.concat([plain, rows[(rows.experiment == "students") & (rows.pseudo != "none")]])
+    models = list(dict.fromkeys(rows.model))
+    figure, (axis,) = _panels(1, f"Noisy Student by model, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 7.5)
+    for offset, (kind, (label, colour, marker)) in zip((-0.26, 0.0, 0.26), KINDS.items(), strict=True):
+        first = True
+        for x, model in enumerate(models):
+            values = rows[(rows.model == model) & (rows.pseudo == kind)].accuracy
+            if values.empty:
+                continue
+            mean, half = mean_and_interval(values)
+            axis.errorbar(x + offset, mean, half if half == half else None, fmt=marker, color=colour, capsize=4,
+                          markersize=8, label=label if first else None)
+            axis.annotate(f"{mean:.1f}", (x + offset, mean), (9, 0), textcoords="offset points", va="center", fontsize=9)
+            first = False
+            if _cifar10(rows) and model in ORIGINAL[kind]:
+                axis.plot(x + offset, ORIGINAL[kind][model], marker, mfc="none", mec=colour, markersize=8)
+                axis.annotate(f"{ORIGINAL[kind][model]:.1f}", (x + offset, ORIGINAL[kind][model]), (9, 0), color=GREY,
+                              textcoords="offset points", va="center", fontsize=8)
+    if _cifar10(rows):
+        axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
+    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
+    axis.set_ylim(top=min(axis.get_ylim()[1], 101))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def result2(table: pd.DataFrame) -> Figure:
+    """Supervised accuracy by number of labels; the last students as lines, and the labels that they are worth."""
+    rows = _rows(table, "label_counts")
+    by = rows.groupby("labels").accuracy.apply(mean_and_interval)
+    mean, half = (np.array([v[i] for v in by]) for i in (0, 1))
+    figure, (axis,) = _panels(1, f"What the unlabelled images are worth\n{_subtitle(rows)}", 7.5)
+    axis.plot(by.index, mean, "o-", color=GREY, label=f"{rows.model.iloc[0]} supervised")
+    axis.fill_between(by.index, mean - np.nan_to_num(half), mean + np.nan_to_num(half), color=GREY, alpha=0.2)
+    if _cifar10(rows):
+        axis.plot(*zip(*ORIGINAL_BY_LABELS.items(), strict=True), "o--", mfc="none", color=GREY, lw=1, label="original, supervised")
+    last = table[(table.experiment == "students") & (table.generation == table[table.experiment == "students"].generation.max())]
+    for kind, (label, colour, marker) in KINDS.items():
+        student = last[last.pseudo == kind].accuracy.to_numpy()
+        if kind == "none" or not len(student):
+            continue
+        worth = labels_worth(rows, student)
+        axis.axhline(student.mean(), color=colour, ls="--" if kind == "hard" else "-",
+                     label=f"{label} {student.mean():.1f}%: worth {_worth_text(worth, rows)} labels")
+        if math.isfinite(worth.labels):
+            axis.plot(worth.labels, student.mean(), marker, color=colour, markersize=11)
+    counts = list(by.index)
+    axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, %")
+    ticks = [c for i, c in enumerate(counts) if i == 0 or c >= 1.3 * counts[i - 1] or c == counts[-1]]
+    axis.set_xticks(ticks, [f"{c:,}" for c in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=True, framealpha=0.9, fontsize=9, loc="best")
+    return figure
+
+
+def grid(table: pd.DataFrame) -> Figure:
+    """Validation accuracy by RandAugment's n and m, a heatmap a model; the best cell is framed."""
+    rows = _rows(table, "grid")
+    models = list(rows.model.unique())
+    figure, axes = _panels(len(models), f"RandAugment(n, m): accuracy on held-out labels, %\n{_subtitle(rows)}", 5.5, 4.6)
+    for axis, model in zip(axes, models, strict=True):
+        cells = rows[rows.model == model].pivot_table(index="n", columns="m", values="validation_accuracy")
+        values = cells.to_numpy()
+        axis.imshow(values, cmap="cividis", aspect="auto", origin="lower")
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        for (y, x), value in np.ndenumerate(values):
+            if value == value:
+                axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
+        y, x = np.unravel_index(np.nanargmax(values), values.shape)
+        axis.add_patch(_frame(float(x), float(y)))
+        axis.set(title=model, xlabel="m, bound of the magnitudes", ylabel="n, ops an image", xticks=range(len(cells.columns)),
+                 xticklabels=[f"{m:g}" for m in cells.columns], yticks=range(len(cells)), yticklabels=cells.index)
+    return figure
+
+
+def _frame(x: float, y: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=RED, lw=3)
+
+
+def ablation(table: pd.DataFrame) -> Figure:
+    """Labels alone: what RandAugment and dropout are each worth."""
+    rows = _rows(table, "baselines")
+    kinds: dict[str, tuple[Any, str, str]] = {
+        "all noise": ((rows.n > 0) & (rows.dropout > 0), BLUE, ""), "no RandAugment": ((rows.n == 0) & (rows.dropout > 0), ORANGE, "//"),
+        "no dropout": ((rows.n > 0) & (rows.dropout == 0), GREEN, ".."), "neither": ((rows.n == 0) & (rows.dropout == 0), GREY, "xx"),
+    }
+    models = list(dict.fromkeys(rows.model))
+    figure, (axis,) = _panels(1, f"Noise in supervised training, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 8)
+    for i, (label, (mask, colour, hatch)) in enumerate(kinds.items()):
+        results = [mean_and_interval(rows[mask & (rows.model == m)].accuracy) for m in models]
+        x = np.arange(len(models)) + (i - 1.5) * 0.2
+        bars = axis.bar(x, [r[0] for r in results], 0.19, yerr=[np.nan_to_num(r[1]) for r in results], color=colour, hatch=hatch,
+                        ec="white", label=label, capsize=2)
+        axis.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2)
+    low, high = rows.accuracy.min(), rows.accuracy.max()
+    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %",
+             ylim=(max(0, low - 0.3 * (high - low) - 1), high + 0.35 * (high - low) + 1))
+    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper center")
+    return figure
+
+
+def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Loss and accuracy on the noisy training images by epoch, for the chain's supervised model and soft students."""
+    rows = _rows(table, "students")
+    rows = rows[rows.pseudo != "hard"]
+    joined = history.merge(rows[["key", "model", "pseudo"]].drop_duplicates("key"), on="key", suffixes=("", "_run"))
+    figure, axes = _panels(2, f"Training on noisy images, soft students\n{_subtitle(rows)}")
+    for axis, column, label in zip(axes, ("loss", "accuracy"), ("loss", "training accuracy, %"), strict=True):
+        styles = [(GREY, "-"), (GREEN, "--"), (ORANGE, "-."), (BLUE, ":"), (RED, "-")]
+        for model, (colour, style) in zip(rows.model.unique(), styles, strict=False):
+            mean = joined[joined.model == model].groupby("epoch")[column].mean()
+            axis.plot(mean.index, mean, style, color=colour, lw=2, label=model)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def generations(table: pd.DataFrame) -> Figure:
+    """Test accuracy, and the accuracy of the pseudo-labels learnt from, along the generations."""
+    rows = table[table.experiment.isin(["students", "generations"])] if "experiment" in table else table
+    if rows.empty:
+        raise ValueError("the table has no rows of the experiments 'students' and 'generations': run one first.")
+    rows = rows.drop_duplicates("key")
+    figure, axes = _panels(2, f"Along the generations\n{_subtitle(rows)}", sharey=False)
+    for axis, column, label in zip(axes, ("accuracy", "pseudo_accuracy"), ("test accuracy, %", "pseudo-label accuracy, %"), strict=True):
+        for kind in ("hard", "soft"):
+            name, colour, marker = KINDS[kind]
+            chain = rows[(rows.pseudo == kind) | (rows.generation == 0)]
+            by = chain[chain[column].notna()].groupby("generation")[column].apply(mean_and_interval)
+            axis.errorbar(by.index, [v[0] for v in by], [np.nan_to_num(v[1]) for v in by], fmt=f"{marker}-", color=colour, capsize=4,
+                          label=name)
+        names = rows.drop_duplicates("generation").sort_values("generation")
+        axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8)
+        axis.set(ylabel=label, xlabel="generation and its model")
+        axis.set_ylim(top=min(axis.get_ylim()[1], 101))
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+# --------------------------------------------------------------------------------------------------------- images
+
+
+def ops(images: Tensor, apply: Callable[[Tensor, str, float], Tensor], names: Sequence[str], magnitudes: Sequence[float]) -> Figure:
+    """One image under each op (rows, in two halves) at each magnitude (columns)."""
+    half, wide = math.ceil(len(names) / 2), len(magnitudes)
+    figure = Figure(figsize=(11, 0.95 * half + 0.8), layout="constrained")
+    figure.suptitle("The RandAugment ops by magnitude (negative: the other direction)", fontsize=11)
+    axes = figure.subplots(half, 2 * wide + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for i, name in enumerate(names):
+        for j, magnitude in enumerate(magnitudes):
+            axis = axes[i % half, j + (wide + 1) * (i // half)]
+            axis.imshow(_pixels(apply(images[:1], name, magnitude)[0]))
+            if i % half == 0:
+                axis.set_title(f"{magnitude:g}", fontsize=9)
+            if j == 0:
+                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Where each true class (row, in percent) went; numbers are printed for up to 20 classes."""
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    axis = figure.subplots()
+    shown = axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
+    figure.colorbar(shown, label="% of the true class", shrink=0.8)
+    if len(classes) <= 20:
+        for (y, x), value in np.ndenumerate(share):
+            axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 50 else "black")
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=9)
+        axis.set_yticks(range(len(classes)), classes, fontsize=9)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(f"{title}\n{100 * np.trace(counts) / counts.sum():.1f}% right", fontsize=11)
+    return figure
+
+
+def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Sequence[str], title: str, count: int = 16) -> Figure:
+    """The wrong predictions of highest confidence; above each, predicted class and confidence, and the true class."""
+    confidence, guess = probabilities.max(1)
+    wrong = (guess != labels).nonzero().flatten()
+    chosen = wrong[confidence[wrong].argsort(descending=True)][:count]
+    figure = Figure(figsize=(9, 1.5 * math.ceil(count / 8) + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axis, i in zip(figure.subplots(math.ceil(count / 8), 8, squeeze=False).flat, [*chosen.tolist(), *[None] * count], strict=False):
+        axis.axis("off")
+        if i is not None:
+            axis.imshow(_pixels(images[i]))
+            axis.set_title(f"{classes[int(guess[i])]} {100 * confidence[i]:.0f}%\nis {classes[int(labels[i])]}", fontsize=8)
+    return figure
+
+
+def samples(images: Tensor, labels: Tensor, classes: Sequence[str], title: str, per_class: int = 8) -> Figure:
+    """The first images of each class, a row a class."""
+    figure = Figure(figsize=(0.8 * per_class + 1.5, 0.8 * len(classes) + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for row, (label, name) in zip(figure.subplots(len(classes), per_class, squeeze=False), enumerate(classes), strict=True):
+        found = (labels == label).nonzero().flatten()[:per_class].tolist()
+        for axis, i in zip(row, [*found, *[None] * per_class], strict=False):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if i is not None:
+                axis.imshow(_pixels(images[i]))
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def class_balance(parts: dict[str, Tensor], classes: Sequence[str], title: str) -> Figure:
+    """How many images each class has, a panel for each part."""
+    figure, axes = _panels(len(parts), title, 4.5, 3.8)
+    for axis, (name, labels), colour in zip(axes, parts.items(), (BLUE, ORANGE, GREEN), strict=False):
+        counts = np.bincount(labels[labels >= 0].numpy(), minlength=len(classes))
+        bars = axis.bar(range(len(classes)), counts, color=colour)
+        axis.set_title(f"{name}: {len(labels):,}", fontsize=10)
+        axis.set_ylabel("images")
+        if len(classes) <= 20:
+            axis.bar_label(bars, fmt="{:,.0f}", fontsize=7)
+            axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=9)
+    return figure

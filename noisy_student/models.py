@@ -1,0 +1,98 @@
+"""The four small networks: two plain ones, two with residual branches. All end in pooling, dropout and one linear layer.
+
+Parameters with 10 classes: Convnet5 104,042, Convnet6 113,322, Resnet6 215,146, Resnet9 317,930.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from .data import unknown
+
+
+def conv_bn(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    """A convolution without bias (the batch norm after it has one) that keeps the size but for the stride."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return conv_bn(inputs, outputs, stride).append(nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """relu(shortcut(x) + branch(x)); in training, each image skips the branch with probability ``drop``."""
+
+    def __init__(self, shortcut: nn.Module, branch: nn.Module, drop: float) -> None:
+        super().__init__()
+        self.shortcut, self.branch = shortcut, branch
+        self.depth = StochasticDepth(drop, mode="row") if drop else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(self.shortcut(x) + self.depth(self.branch(x)))
+
+
+def parallel_block(inputs: int, outputs: int, stride: int, drop: float) -> Residual:
+    """Two 3x3 convolutions side by side, summed: Resnet6's block."""
+    return Residual(conv_bn(inputs, outputs, stride), conv_bn(inputs, outputs, stride), drop)
+
+
+def basic_block(inputs: int, outputs: int, stride: int, drop: float) -> Residual:
+    """Two 3x3 convolutions in a row beside a shortcut (He et al., 2016), 1x1 where the shape changes."""
+    same = inputs == outputs and stride == 1
+    shortcut = nn.Identity() if same else conv_bn(inputs, outputs, stride, kernel=1)
+    branch = conv_bn_relu(inputs, outputs, stride).extend(conv_bn(outputs, outputs))
+    return Residual(shortcut, branch, drop)
+
+
+def convnet5(drops: list[float]) -> list[nn.Module]:
+    return [conv_bn_relu(3, 32, 2), conv_bn_relu(32, 32), conv_bn_relu(32, 64, 2), conv_bn_relu(64, 128, 2)]
+
+
+def convnet6(drops: list[float]) -> list[nn.Module]:
+    tail = [conv_bn_relu(32, 32), conv_bn_relu(32, 64, 2), conv_bn_relu(64, 128, 2)]
+    return [conv_bn_relu(3, 32), conv_bn_relu(32, 32, 2), *tail]
+
+
+def _residual(block: Callable[[int, int, int, float], Residual]) -> Callable[[list[float]], list[nn.Module]]:
+    """The stem of Convnet6 and three blocks."""
+
+    def layers(drops: list[float]) -> list[nn.Module]:
+        blocks = [block(i, o, s, drop) for (i, o, s), drop in zip([(32, 32, 1), (32, 64, 2), (64, 128, 2)], drops, strict=True)]
+        return [conv_bn_relu(3, 32), conv_bn_relu(32, 32, 2), *blocks]
+
+    return layers
+
+
+MODELS: dict[str, Callable[[list[float]], list[nn.Module]]] = {
+    "Convnet5": convnet5,
+    "Convnet6": convnet6,
+    "Resnet6": _residual(parallel_block),
+    "Resnet9": _residual(basic_block),
+}
+
+
+def build(model_name: str, num_classes: int = 10, *, dropout: float = 0.5, stochastic_depth: float = 0.0) -> nn.Module:
+    """A freshly initialised model: float images N x 3 x H x W (H, W >= 16) -> logits N x num_classes.
+
+    dropout: the probability before the linear layer. stochastic_depth: the probability that an image skips the last
+    residual branch; it grows linearly from the first (Huang et al., 2016), and plain networks have none. Uses
+    torch's global random state. Raises ValueError for an unknown name or a probability outside 0..1.
+    """
+    if model_name not in MODELS:
+        raise unknown("model", model_name, MODELS)
+    for name, value in {"dropout": dropout, "stochastic_depth": stochastic_depth}.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value} is not a probability from 0 up to, not including, 1.")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: a classifier needs two classes or more.")
+    layers = MODELS[model_name]([stochastic_depth * k / 3 for k in (1, 2, 3)])
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, num_classes))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model

@@ -1,0 +1,72 @@
+"""Tables and figures of a set of experiments, written to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import figures
+from .augment import OPS, apply_op
+from .data import Images
+from .runs import Store
+from .training import predict
+
+
+def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
+    """``runs.csv``, a row per run and experiment, and ``history.csv``, a row per run and epoch; each whole or not at all."""
+    history = pd.concat([store.history(key) for key in table.key.unique()])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {"runs.csv": table, "history.csv": history}.items():
+        temporary = folder / f".{name}.partial"
+        content.to_csv(temporary, index=False, float_format="%.6g")
+        temporary.replace(folder / name)
+
+
+def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> list[Path]:
+    """Every figure that the experiments in the two tables allow: no images, no models, no GPU are needed."""
+    drawn = {}
+    present = set(table.experiment)
+    if {"baselines", "students"} <= present:
+        drawn["result1"] = figures.result1(table)
+    if {"label_counts", "students"} <= present:
+        drawn["result2"] = figures.result2(table)
+    if "grid" in present:
+        drawn["grid"] = figures.grid(table)
+    if "baselines" in present:
+        drawn["ablation"] = figures.ablation(table)
+    if "generations" in present or "students" in present:
+        drawn["generations"] = figures.generations(table)
+        drawn["curves"] = figures.curves(history, table)
+    return [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+
+
+def last_student(table: pd.DataFrame) -> pd.Series:
+    """The row of the first seed's last soft student of the chain."""
+    rows = table[(table.experiment == "students") & (table.pseudo == "soft")]
+    return rows.sort_values(["seed", "generation"], ascending=[True, False]).iloc[0]
+
+
+def teacher_of(student: pd.Series, table: pd.DataFrame) -> pd.Series:
+    """The row of a chain's student's teacher."""
+    rows = table[(table.experiment == "students") & (table.seed == student.seed) & (table.generation == student.generation - 1)]
+    return rows[rows.pseudo.isin([student.pseudo, "none"])].iloc[0]
+
+
+def save_figures(table: pd.DataFrame, store: Store, train: Images, test: Images, folder: Path,
+                 device: str | torch.device | None) -> list[Path]:
+    """The figures of :func:`plot_tables`, and those that show images or need a model."""
+    history = pd.concat([store.history(key) for key in table.key.unique()])
+    paths = plot_tables(table, history, folder)
+    drawn = {"ops": figures.ops(train.images[:1], apply_op, OPS, (-10, -5, 0, 5, 10))}
+    if "students" in set(table.experiment):
+        row = last_student(table)
+        title = f"{test.title}: {row.model}, {row.pseudo} student, seed {row.seed}"
+        drawn["confusion"] = figures.confusion(np.array(store.record(row.key)["result"]["confusion"]), test.classes, title)
+        teacher = teacher_of(row, table)
+        guess = predict(store.model(teacher.key), test.images, device=device)
+        title = f"{test.title}: most confident mistakes of the teacher {teacher.model}, seed {row.seed}"
+        drawn["mistakes"] = figures.mistakes(test.images, test.labels, guess, test.classes, title)
+    return paths + [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]

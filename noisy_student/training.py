@@ -1,0 +1,264 @@
+"""One training: the recipe, the loop, and predictions without noise."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from .augment import CHUNK, RandAugment, check_images, flip_crop
+from .data import unknown
+
+SCHEDULES = ("onecycle", "cosine", "constant")
+PRECISIONS = ("auto", "bf16", "fp32")
+History = list[dict[str, float]]
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a model is trained, except the data and the seed. Noise included.
+
+    Raises ValueError for a value out of range. ``replace`` makes a changed copy, with names checked.
+    """
+
+    epochs: int = 100  # passes over the training images
+    batch_size: int = 128  # images a step; fewer where there are fewer images
+    lr: float = 0.1  # the schedule's highest learning rate
+    schedule: str = "onecycle"  # onecycle: up over the first quarter, then down to 0; cosine; constant
+    momentum: float = 0.9  # Nesterov momentum of SGD
+    weight_decay: float = 1e-3  # L2 penalty
+    label_smoothing: float = 0.0  # share of each target spread evenly over the classes
+    n: int = 2  # RandAugment: ops an image, 0 to 14; 0 turns it off
+    m: float = 10.0  # RandAugment: bound of the magnitudes, 0 to 10
+    flip: bool = True  # mirror half of the images
+    crop: int = 4  # shift by up to so many pixels
+    dropout: float = 0.5  # before the linear layer
+    stochastic_depth: float = 0.0  # probability to skip the last residual branch
+    ema: float = 0.0  # decay of the exponential average of the weights; 0 turns it off
+    precision: str = "auto"  # bf16 where the device computes in it, else fp32
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ValueError(f"recipe: {name}={value!r} is not a number from {low:g} to {high:g}.")
+        for name in ("epochs", "batch_size", "n", "crop"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"recipe: {name}={getattr(self, name)!r} is not a whole number.")
+        for name, valid in {"schedule": SCHEDULES, "precision": PRECISIONS}.items():
+            if getattr(self, name) not in valid:
+                raise unknown(name, getattr(self, name), valid)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed. Raises ValueError for an unknown name, with the nearest valid ones."""
+        names = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in names:
+                raise unknown("recipe parameter", name, names)
+        return replace(self, **changes)
+
+    @staticmethod
+    def original() -> Recipe:
+        """The original experiment's recipe: a small constant learning rate, RandAugment(5, 10), no flip or crop."""
+        return Recipe(epochs=1000, batch_size=100, lr=0.001, schedule="constant", weight_decay=0.001, n=5, m=10,
+                      flip=False, crop=0, precision="fp32")
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate after ``progress``, from 0 to 1, of the training."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * progress)) / 2
+        return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
+
+
+_RANGES = [
+    ("epochs", 1, 100_000), ("batch_size", 2, 100_000), ("lr", 1e-9, 1e6), ("momentum", 0, 0.9999),
+    ("weight_decay", 0, 1), ("label_smoothing", 0, 0.99), ("n", 0, 14), ("m", 0, 10), ("crop", 0, 512),
+    ("dropout", 0, 0.99), ("stochastic_depth", 0, 0.99), ("ema", 0, 0.99999),
+]
+
+
+# -------------------------------------------------------------------------------------------------------- device
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The named device, or the best there is: CUDA, Apple MPS, CPU. Raises ValueError where it is not to be had."""
+    if name is None:
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(name)!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'.") from error
+    return device
+
+
+def device_title(device: torch.device) -> str:
+    """The device in words, for tables and figures."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else f"{os.cpu_count()}-core CPU"
+
+
+def _uses_bf16(precision: str, device: torch.device) -> bool:
+    """bf16 is faster than fp32 on recent GPUs, and on CPUs with AVX512-BF16 or AMX (1.6 times for Resnet9)."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.cuda.is_bf16_supported()
+        return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return precision == "bf16"
+
+
+# ---------------------------------------------------------------------------------------------------------- loop
+
+
+def probabilities(targets: Tensor, classes: int) -> Tensor:
+    """Targets as probabilities, float32, N x classes: class indices become one-hot; probabilities are checked."""
+    if targets.ndim == 1:
+        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+            raise ValueError(f"targets run from {int(targets.min())} to {int(targets.max())}, not within 0..{classes - 1}.")
+        return F.one_hot(targets.long(), classes).float()
+    if targets.shape[1:] != (classes,) or not torch.allclose(targets.float().sum(1), torch.ones(len(targets)), atol=1e-3):
+        raise ValueError(f"targets of shape {tuple(targets.shape)} are not probabilities over {classes} classes.")
+    return targets.float()
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 to floats of about unit variance: (x - 127.5) / 64, for any data; channels last."""
+    return images.contiguous(memory_format=torch.channels_last).float().sub_(127.5).div_(64)
+
+
+def batches(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of shuffled batches with input noise; what does not fill the last batch is left out of this epoch.
+
+    Several batches are augmented at once: the cost of an op's launch is shared by CHUNK images.
+    """
+    augment = RandAugment(recipe.n, recipe.m)
+    size = min(recipe.batch_size, len(images))
+    order = torch.randperm(len(images), generator=generator)[: len(images) // size * size].to(images.device)
+    for chosen in order.split(max(1, CHUNK // size) * size):
+        noisy = augment(flip_crop(images.index_select(0, chosen), recipe.flip, recipe.crop, generator), generator)
+        yield from zip(noisy.split(size), targets.index_select(0, chosen).split(size), strict=True)
+
+
+def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, seed: int = 0,
+          device: str | torch.device | None = None, title: str = "training", progress: bool = True,
+          resume: tuple[State, History] | None = None,
+          checkpoint: Callable[[State, History], None] | None = None) -> History:
+    """Train ``model`` in place by SGD with Nesterov momentum; returns one dict an epoch: epoch, loss, accuracy, lr.
+
+    images: uint8, N x 3 x H x W. targets: class indices (N) or probabilities (N x classes). ``seed`` decides order
+    and noise; torch's global random state is left as it was. After each epoch ``checkpoint`` is called with all that
+    ``resume`` needs to go on from there to the same weights (on a CPU to the bit).
+    Raises FloatingPointError when the loss is no longer finite.
+    """
+    check_images(images)
+    device = pick_device(device)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
+                                weight_decay=recipe.weight_decay, fused=device.type != "mps")
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+    targets = probabilities(targets.cpu(), _classes(model)).to(device)
+    images, history = images.to(device), []
+    if resume is not None:
+        _restore(model, optimizer, average, resume[0])
+        history = list(resume[1])
+    steps = max(1, len(images) // recipe.batch_size)
+    bf16, mode = _uses_bf16(recipe.precision, device), model.training
+    model.train()
+    bar = tqdm(range(len(history), recipe.epochs), title, recipe.epochs, initial=len(history), leave=False,
+               disable=not progress, unit="epoch")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for epoch in bar:
+            start, total, correct, seen = time.perf_counter(), torch.zeros((), device=device), torch.zeros((), device=device), 0
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # own seed an epoch: nothing to save
+            torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
+            for step, (x, y) in enumerate(batches(images, targets, recipe, generator)):
+                optimizer.param_groups[0]["lr"] = lr = recipe.lr_at((epoch + step / steps) / recipe.epochs)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    logits = model(normalise(x))
+                loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if average is not None:
+                    average.update_parameters(model)
+                total += loss.detach() * len(x)
+                correct += (logits.detach().argmax(1) == y.argmax(1)).sum()
+                seen += len(x)
+            mean = float(total) / seen  # the epoch's one wait for the device
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1} at learning rate {lr:.3g}: lower recipe.lr.")
+            history.append({"epoch": epoch + 1, "loss": mean, "accuracy": 100 * float(correct) / seen, "lr": lr})
+            bar.set_postfix(loss=f"{mean:.3f}", accuracy=f"{history[-1]['accuracy']:.1f}%",
+                            images_per_s=f"{seen / (time.perf_counter() - start):,.0f}")
+            if checkpoint is not None and epoch + 1 < recipe.epochs:
+                checkpoint(_state(model, optimizer, average), history)
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
+    model.train(mode)
+    return history
+
+
+def _classes(model: nn.Module) -> int:
+    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> State:
+    """Model, momentum and averaged weights as one flat dict of tensors on the CPU."""
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    state |= {f"momentum.{i}": s["momentum_buffer"] for i, s in enumerate(optimizer.state.values()) if "momentum_buffer" in s}
+    state |= {f"average.{k}": v for k, v in average.state_dict().items()} if average is not None else {}
+    return {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None, state: State) -> None:
+    def part(name: str) -> State:
+        return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+
+    model.load_state_dict(part("model"))
+    if average is not None:
+        average.load_state_dict(part("average"))
+    for index, buffer in part("momentum").items():
+        parameter = optimizer.param_groups[0]["params"][int(index)]
+        # The parameter's own memory format: the fused step walks both through memory side by side.
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer).detach()
+
+
+# --------------------------------------------------------------------------------------------------- predictions
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size: int = 500,
+            device: str | torch.device | None = None) -> Tensor:
+    """Class probabilities, float32, N x classes, on the CPU: no noise, fp32; ``flip`` averages image and mirror.
+
+    The model is left on ``device``, in the mode (train or eval) in which it was found.
+    """
+    check_images(images)
+    device, mode = pick_device(device), model.training
+    model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    parts = []
+    for batch in images.split(batch_size):
+        views = [batch, batch.flip(3)] if flip else [batch]
+        parts.append(torch.stack([model(normalise(v.to(device))).float().softmax(1) for v in views]).mean(0))
+    model.train(mode)
+    return torch.cat(parts).cpu()
+
+
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, flip: bool = False,
+             device: str | torch.device | None = None) -> float:
+    """Accuracy in percent, without noise."""
+    return 100 * float((predict(model, images, flip=flip, device=device).argmax(1) == labels.cpu()).float().mean())

@@ -1,0 +1,193 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from noisy_student import Recipe, Run, Store, run_all, runs, split
+from noisy_student.data import Images
+from noisy_student.runs import pseudo_labels
+
+FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
+TEACHER = Run("Convnet5", 20, FAST)
+STUDENT = Run("Convnet6", 20, FAST, TEACHER, "soft")
+Pair = tuple[Images, Images]
+
+
+def go(runs: list[Run], data: Pair, store: Path, **options: object) -> pd.DataFrame:
+    return run_all(runs, *data, store, device="cpu", progress=False, **options)  # type: ignore[arg-type]
+
+
+def weights(store: Path, key: str) -> bytes:
+    return (store / key / "model.safetensors").read_bytes()
+
+
+def test_table_and_store(tiny: Pair, tmp_path: Path) -> None:
+    table = go([STUDENT, TEACHER], tiny, tmp_path)
+    assert list(table.model) == ["Convnet6", "Convnet5"] and list(table.generation) == [1, 0]
+    assert table.accuracy.between(0, 100).all() and table.title.eq("tiny").all()
+    assert sorted(p.name for p in (tmp_path / table.key[0]).iterdir()) == ["SHA256SUMS", "history.csv", "model.safetensors", "run.json"]
+    record = Store(tmp_path).record(table.key[0])
+    assert record["made_with"]["torch"] == torch.__version__ and record["made_with"]["threads"] == torch.get_num_threads()
+    assert sum(map(sum, record["result"]["confusion"])) == len(tiny[1])
+    assert list(Store(tmp_path).history(table.key[0]).epoch) == [1, 2]
+
+
+def test_finished_runs_are_not_trained_again(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = go([STUDENT], tiny, tmp_path)
+    monkeypatch.setattr(runs, "train", lambda *a, **k: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(first, go([STUDENT], tiny, tmp_path))
+
+
+def test_same_run_same_bits_in_any_order(tiny: Pair, tmp_path: Path) -> None:
+    other = replace(TEACHER, seed=5)
+    a, b = go([TEACHER, other], tiny, tmp_path / "a"), go([other, TEACHER], tiny, tmp_path / "b")
+    assert weights(tmp_path / "a", a.key[0]) == weights(tmp_path / "b", b.key[1])
+    assert weights(tmp_path / "a", a.key[0]) != weights(tmp_path / "a", a.key[1])
+
+
+def test_every_field_changes_the_key() -> None:
+    changes = {"model": "Resnet9", "labels": 30, "recipe": FAST.replace(lr=0.3), "teacher": replace(TEACHER, seed=3), "pseudo": "hard",
+               "threshold": 0.5, "balance": True, "flip_average": True, "seed": 1, "holdout": 0.2, "data": "x", "split": "y"}
+    assert set(changes) == {f.name for f in fields(Run)}
+    keys = {STUDENT.key, *(replace(STUDENT, **{name: value}).key for name, value in changes.items())}
+    assert len(keys) == len(changes) + 1
+    assert Run("Convnet6", 20, FAST, Run("Convnet5", 20, FAST), "soft").key == STUDENT.key
+
+
+def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training images are even, test images odd, pixel by pixel: all that train() gets must be even, and labelled right."""
+    even = Images(tiny[0].images // 2 * 2, tiny[0].labels, tiny[0].classes, "tiny")
+    odd = Images(tiny[1].images // 2 * 2 + 1, tiny[1].labels, tiny[1].classes, "tiny")
+    seen, real = [], runs.train
+    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append((x, t)), real(m, x, t, *a, **k))[1])
+    go([STUDENT, replace(TEACHER, holdout=0.2)], (even, odd), tmp_path)
+    assert all((x % 2 == 0).all() for x, _ in seen)
+    assert [len(x) for x, _ in seen] == [20, 60, 16]
+    labelled = split(even, 20, 0).labeled
+    assert torch.equal(seen[1][1][:20].argmax(1), even.labels[labelled])
+
+
+def test_holdout_does_not_score_the_test_images(tiny: Pair, tmp_path: Path) -> None:
+    row = go([replace(TEACHER, holdout=0.25)], tiny, tmp_path).iloc[0]
+    assert pd.isna(row.accuracy) and 0 <= row.validation_accuracy <= 100
+
+
+@pytest.mark.parametrize("name", ["run.json", "history.csv", "model.safetensors", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damaged_entry_is_set_aside_and_trained_again(tiny: Pair, tmp_path: Path, name: str, damage: str) -> None:
+    before = go([TEACHER], tiny, tmp_path)
+    kept = weights(tmp_path, before.key[0])
+    path = tmp_path / before.key[0] / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    after = go([TEACHER], tiny, tmp_path)
+    assert after.accuracy[0] == before.accuracy[0] and weights(tmp_path, after.key[0]) == kept
+    assert len(list(tmp_path.glob(f"{before.key[0]}.damaged-*"))) == 1
+
+
+def test_entry_of_an_older_version_is_set_aside(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = go([TEACHER], tiny, tmp_path).key[0]
+    monkeypatch.setattr(runs, "VERSION", runs.VERSION + 1)
+    go([TEACHER], tiny, tmp_path)
+    assert len(list(tmp_path.glob(f"{key}.from-version-1-*"))) == 1
+
+
+DRIVER = """
+import sys, torch
+from noisy_student import runs
+from noisy_student.data import load
+runs.CHECKPOINT_SECONDS = 0.0
+torch.set_num_threads(1)
+train, test = load("digits")
+runs.run_all([runs.Run("Convnet5", 100, runs.Recipe(epochs=12, batch_size=20, precision="fp32"))], train, test, sys.argv[1], device="cpu")
+"""
+
+
+def test_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    def start(store: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / store)], stderr=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    (entry,) = (tmp_path / "whole").glob("*/run.json")
+    key = entry.parent.name
+    process = start("killed")
+    while not (tmp_path / "killed" / f"{key}.partial" / "checkpoint.safetensors").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / key).exists()
+    assert start("killed").wait() == 0
+    assert weights(tmp_path / "whole", key) == weights(tmp_path / "killed", key)
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == [".locks", key]
+
+
+def test_two_processes_train_a_run_once(tmp_path: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait() for p in processes] == [0, 0]
+    (entry,) = tmp_path.glob("*/run.json")
+    assert json.loads(entry.read_text())["key"] == entry.parent.name
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".locks", entry.parent.name]
+
+
+def test_damaged_checkpoint_is_not_used_nor_executed(tiny: Pair, tmp_path: Path) -> None:
+    key = go([TEACHER], tiny, tmp_path / "whole").key[0]
+    partial = tmp_path / "other" / f"{key}.partial"
+    partial.mkdir(parents=True)
+    (partial / "checkpoint.safetensors").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    go([TEACHER], tiny, tmp_path / "other")
+    assert weights(tmp_path / "whole", key) == weights(tmp_path / "other", key)
+    assert not Path("pwned").exists()
+
+
+def test_full_disk(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"could not be written \(No space left on device\): \d+\.\d MB are needed"):
+            go([TEACHER], tiny, tmp_path)
+    assert not list(tmp_path.glob("*/*.tmp")) and not list(tmp_path.glob("*/run.json"))
+    assert len(go([TEACHER], tiny, tmp_path)) == 1
+
+
+def test_saved_split(tiny: Pair, tmp_path: Path) -> None:
+    drawn = split(tiny[0], 20, seed=7)
+    table = go([TEACHER], tiny, tmp_path, saved_split=drawn)
+    assert Store(tmp_path).record(table.key[0])["run"]["split"] == drawn.key
+    with pytest.raises(ValueError, match="other data"):
+        go([TEACHER], (tiny[1], tiny[0]), tmp_path, saved_split=drawn)
+
+
+def test_filter_and_balance() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3], [0.3, 0.7], [0.45, 0.55]])
+    kept, targets = pseudo_labels(p, replace(STUDENT, threshold=0.65))
+    assert kept.tolist() == [0, 2, 3, 4] and torch.equal(targets, p[kept])
+    kept, targets = pseudo_labels(p, replace(STUDENT, threshold=0.65, balance=True, pseudo="hard"))
+    assert sorted(kept.tolist()) == [0, 2, 4, 4] and targets.sum(0).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"threshold": 2}, {"holdout": -1},
+                                    {"labels": 1}, {"seed": -1}, {"seed": True}])
+def test_bad_runs(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        replace(STUDENT, **change)  # type: ignore[arg-type]
+
+
+def test_more_labels_than_images_and_no_pseudo_label(tiny: Pair, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="61 labelled images wanted"):
+        go([replace(TEACHER, labels=61)], tiny, tmp_path)
+    with pytest.raises(ValueError, match="no pseudo-label reaches"):
+        go([replace(STUDENT, threshold=1.0, teacher=replace(TEACHER, recipe=FAST.replace(lr=1e-9)))], tiny, tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))

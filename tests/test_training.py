@@ -1,0 +1,126 @@
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from noisy_student import Recipe, build, evaluate, predict, train
+from noisy_student.data import Images
+from noisy_student.training import normalise
+
+FAST = Recipe(epochs=2, batch_size=20, n=1, precision="fp32")
+Pair = tuple[Images, Images]
+
+
+def trained(images: torch.Tensor, targets: torch.Tensor, recipe: Recipe, **options: object) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = build("Convnet5", 2, dropout=recipe.dropout)
+    train(model, images, targets, recipe, device="cpu", progress=False, **options)  # type: ignore[arg-type]
+    return model.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_learns(tiny: Pair) -> None:
+    torch.manual_seed(0)
+    model = build("Convnet5", 2)
+    history = train(model, tiny[0].images, tiny[0].labels, FAST.replace(epochs=10), device="cpu", progress=False)
+    assert [h["epoch"] for h in history] == list(range(1, 11))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert evaluate(model, tiny[1].images, tiny[1].labels, device="cpu") > 90
+
+
+def test_soft_targets_equal_hard_ones_when_one_hot(tiny: Pair) -> None:
+    images, labels = tiny[0].images, tiny[0].labels
+    assert same(trained(images, labels, FAST), trained(images, F.one_hot(labels, 2).float(), FAST))
+
+
+def test_first_step_is_plain_sgd(tiny: Pair) -> None:
+    """One step without noise, momentum or decay, by hand."""
+    images, labels = tiny[0].images[:20], tiny[0].labels[:20]
+    recipe = Recipe(epochs=1, batch_size=20, lr=0.1, schedule="constant", momentum=0, weight_decay=0, n=0, flip=False, crop=0,
+                    dropout=0.0, precision="fp32")
+    torch.manual_seed(0)
+    model = build("Convnet5", 2, dropout=0.0)
+    F.cross_entropy(model((images.float() - 127.5) / 64), labels).backward()
+    expected = {k: p.detach() - 0.1 * p.grad for k, p in model.named_parameters()}
+    ours = trained(images, labels, recipe)
+    for name, value in expected.items():
+        assert torch.allclose(ours[name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resumes_to_the_same_bits(tiny: Pair, ema: float) -> None:
+    images, labels = tiny[0].images, tiny[0].labels
+    recipe = FAST.replace(epochs=4, ema=ema)
+    saved = {}
+    whole = trained(images, labels, recipe, checkpoint=lambda state, history: saved.update({len(history): (state, list(history))}))
+    assert set(saved) == {1, 2, 3}
+    torch.manual_seed(99)
+    assert same(whole, trained(images, labels, recipe, resume=saved[2]))
+
+
+def test_global_random_state_and_mode_are_left_alone(tiny: Pair) -> None:
+    model = build("Convnet5", 2).eval()
+    before = torch.get_rng_state()
+    train(model, tiny[0].images, tiny[0].labels, FAST, device="cpu", progress=False)
+    assert torch.equal(before, torch.get_rng_state()) and not model.training
+
+
+def test_predictions_have_no_noise(tiny: Pair) -> None:
+    torch.manual_seed(0)
+    noisy = build("Resnet9", 2, dropout=0.9, stochastic_depth=0.9)
+    plain = build("Resnet9", 2, dropout=0.0)
+    plain.load_state_dict(noisy.state_dict())
+    images = tiny[1].images
+    assert torch.equal(predict(noisy, images, device="cpu"), predict(plain, images, device="cpu"))
+    assert noisy.training
+    flipped = predict(plain, images.flip(3), flip=True, device="cpu")
+    assert torch.allclose(flipped, predict(plain, images, flip=True, device="cpu"), atol=1e-6)
+    assert torch.allclose(predict(plain, images, batch_size=3, device="cpu"), predict(plain, images, device="cpu"), atol=1e-5)
+
+
+def test_bf16_is_near_fp32(tiny: Pair) -> None:
+    a = trained(tiny[0].images, tiny[0].labels, FAST)
+    b = trained(tiny[0].images, tiny[0].labels, FAST.replace(precision="bf16"))
+    for name in a:
+        if name.endswith("weight"):
+            assert (a[name] - b[name]).norm() <= 0.1 * a[name].norm() + 1e-3, name
+
+
+def test_loss_that_is_not_finite_stops(tiny: Pair) -> None:
+    with pytest.raises(FloatingPointError, match=r"epoch \d+ at learning rate"):
+        trained(tiny[0].images, tiny[0].labels, FAST.replace(lr=1e6, schedule="constant", epochs=20))
+
+
+def test_schedules() -> None:
+    one = Recipe(lr=0.4)
+    assert [one.lr_at(p) for p in (0, 0.125, 0.25, 1)] == pytest.approx([0, 0.2, 0.4, 0])
+    assert Recipe(lr=0.4, schedule="cosine").lr_at(0.5) == pytest.approx(0.2)
+    assert Recipe(lr=0.4, schedule="constant").lr_at(0.9) == 0.4
+
+
+def test_normalised_values() -> None:
+    assert normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)).flatten().tolist() == [-127.5 / 64, 127.5 / 64]
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"epochs": 1.5}, {"batch_size": 1}, {"lr": 0}, {"lr": float("nan")}, {"n": 15},
+                                    {"m": 11}, {"dropout": 1}, {"momentum": True}, {"schedule": "step"}, {"precision": "fp8"}])
+def test_recipe_out_of_range(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        Recipe(**change)  # type: ignore[arg-type]
+
+
+def test_recipe_names() -> None:
+    with pytest.raises(ValueError, match="did you mean epochs"):
+        Recipe().replace(epoch=3)
+    assert dataclasses.asdict(Recipe.original())["lr"] == 0.001
+
+
+def test_bad_targets(tiny: Pair) -> None:
+    with pytest.raises(ValueError, match="not within"):
+        trained(tiny[0].images, tiny[0].labels + 5, FAST)
+    with pytest.raises(ValueError, match="not probabilities"):
+        trained(tiny[0].images, torch.ones(60, 2), FAST)
