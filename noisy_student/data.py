@@ -22,13 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TITLES = {
-    "cifar10": "CIFAR-10",
-    "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
-    "cifar100": "CIFAR-100",
-    "svhn": "SVHN",
-    "digits": "8x8 digits",
-}
+NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
+TITLES = {**NAMED, "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
 
 
 @dataclass(frozen=True)
@@ -94,14 +89,14 @@ def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_
     """
     if not isinstance(size, int) or not 16 <= size <= 512:
         raise ValueError(f"size={size} is not a whole number from 16 to 512.")
-    named = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "svhn": _svhn}
-    if str(source) in named:
-        return named[str(source)](str(source), Path(root))
+    if str(source) in NAMED:
+        read = {"digits": _digits, "svhn": _svhn}.get(str(source), _cifar)
+        return read(str(source), Path(root))
     path = Path(source)
     if not path.exists():
         if len(path.parts) == 1 and not path.suffix:
-            raise unknown("data set", source, [*named, "a path to a folder or archive of images"])
-        raise FileNotFoundError(f"{path} does not exist: give a folder or archive of images, or one of {', '.join(named)}.")
+            raise unknown("data set", source, [*NAMED, "a path to a folder or archive of images"])
+        raise FileNotFoundError(f"{path} does not exist: give a folder or archive of images, or one of {', '.join(NAMED)}.")
     from .folders import load_folder
 
     return load_folder(path, Path(root), size, skip_unreadable, test_fraction)

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import Images, hold_out
+from .data import NAMED, Images, hold_out
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 PARTS = ("train", "test", "unlabeled")
@@ -43,6 +43,7 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
     name = path.resolve().name.lower()
     for suffix in sorted(ARCHIVES, key=len, reverse=True):
         name = name.removesuffix(suffix)
+    name = f"{name}-folder" if name in NAMED else name  # whatever lies in a folder called cifar10, it is not the download
     files, marks = _list_folder(path) if path.is_dir() else _read_archive(path)
     cache = root / "cache" / f"{name}-{_digest(size, skip_unreadable, marks)[:16]}.safetensors"
     parts = _read_cache(cache, name)
@@ -112,7 +113,7 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     if "train" not in tops and len(tops) == 1:  # the layout may lie one folder down, as archives often have it
         files = {n.partition("/")[2]: v for n, v in files.items()}
     names = sorted(n for n in files if n.split("/")[0] in PARTS)
-    classes = _classes(path, names, files)
+    classes = _classes(path, names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(lambda n: _decode_one(files[n], size), names)
         pixels, bad = [], []
@@ -135,13 +136,15 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     return parts
 
 
-def _classes(path: Path, names: list[str], files: Files) -> tuple[str, ...]:
-    """Class names, sorted. Raises ValueError where train/ and test/ do not hold the same two or more classes."""
+def _classes(path: Path, names: list[str]) -> tuple[str, ...]:
+    """Class names, sorted. Raises ValueError unless train/ holds two or more, none empty, and test/ no others."""
     found = {part: {n.split("/")[1] for n in names if n.startswith(f"{part}/") and n.count("/") >= 2} for part in PARTS}
     folders = {p.name for p in _train_folder(path).iterdir() if p.is_dir()} if path.is_dir() and _train_folder(path).is_dir() else set()
     empty = sorted(f for f in folders - found["train"] if not f.startswith("."))
     if empty:
         raise ValueError(f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty folder.")
+    if astray := [n for n in names if not n.startswith("unlabeled/") and n.count("/") < 2]:
+        raise ValueError(f"{path} has a file that lies in no class's folder: {astray[0]}; {FOLDER_HINT}.")
     if len(found["train"]) < 2:
         had = f"only the class {found['train'].pop()!r}" if found["train"] else "no classes"
         raise ValueError(f"{path} has {had} in train/: {FOLDER_HINT}, for two classes or more.")
@@ -163,7 +166,12 @@ def _decode_one(source: Path | bytes, size: int) -> np.ndarray | str:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
             image.draft("RGB", (size, size))  # JPEG: decode at a fraction of a large picture's size
-            rgb = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to its darkest 256 values
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            elif upright.mode in ("I", "F"):
+                return f"its {upright.mode} pixels of 32 bits have no fixed range"
+            rgb = upright.convert("RGBA" if "transparency" in upright.info else "RGB").convert("RGB")
             return np.asarray(rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR))
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         return " ".join(str(error).split()) or type(error).__name__

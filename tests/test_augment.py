@@ -27,7 +27,8 @@ def pictures(height: int, width: int) -> torch.Tensor:
 def reference(name: str, images: torch.Tensor, m: float) -> torch.Tensor:
     """The same op by torchvision."""
     height, width = images.shape[2:]
-    colour = {"Color": T.adjust_saturation, "Contrast": T.adjust_contrast, "Brightness": T.adjust_brightness, "Sharpness": T.adjust_sharpness}
+    colour = {"Color": T.adjust_saturation, "Contrast": T.adjust_contrast, "Brightness": T.adjust_brightness,
+              "Sharpness": T.adjust_sharpness}
     affine = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "interpolation": InterpolationMode.NEAREST, "fill": 128}
     degrees = math.degrees(math.atan(0.03 * m))
     if name in colour:
@@ -78,10 +79,10 @@ def test_randaugment_draws_ops_uniformly() -> None:
     out = RandAugment(1, 10)(flat, torch.Generator().manual_seed(0))
     unchanged = int((out == 128).flatten(1).all(1).sum())
     magnitudes = np.arange(0.05, 10, 0.1)
-    shares = [
-        np.mean([torch.equal(reference(name, flat[:1], s * m), flat[:1]) for m in magnitudes for s in ((-1, 1) if name in SIGNED else (1,))])
-        for name in OPS
-    ]
+    shares = []
+    for name in OPS:
+        signs = (-1, 1) if name in SIGNED else (1,)
+        shares.append(np.mean([torch.equal(reference(name, flat[:1], s * m), flat[:1]) for m in magnitudes for s in signs]))
     assert stats.binomtest(unchanged, 8000, float(np.mean(shares))).pvalue > 1e-3
 
 

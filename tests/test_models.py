@@ -37,7 +37,7 @@ def test_stochastic_depth_rises_linearly() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="did you mean Resnet9"):
         build("resnet9")
-    with pytest.raises(ValueError, match="dropout=1.5"):
+    with pytest.raises(ValueError, match=r"dropout=1\.5"):
         build("Resnet9", dropout=1.5)
     with pytest.raises(ValueError, match="two classes"):
         build("Resnet9", 1)

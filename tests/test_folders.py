@@ -1,0 +1,238 @@
+import io
+import pickle
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from noisy_student import folders, load
+
+
+def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> Image.Image:
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def images_in(root: Path) -> list[str]:
+    return sorted(p.name for p in root.rglob("*") if p.is_file())
+
+
+def test_layout_labels_and_pixels(folder: Path, tmp_path: Path) -> None:
+    (folder / "unlabeled").mkdir()
+    picture(1).save(folder / "unlabeled" / "x.png")
+    train, test = load(folder, tmp_path / "root", size=24)
+    assert train.classes == ("cat", "dog") and (len(train), len(test)) == (13, 6)
+    assert train.labels.tolist() == [0] * 6 + [1] * 6 + [-1] and train.name == "photos"
+    with Image.open(folder / "train" / "dog" / "2.png") as image:
+        expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR))
+    assert np.array_equal(train.images[8].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp", "tiff", "webp", "gif", "ppm"])
+def test_formats(folder: Path, tmp_path: Path, extension: str) -> None:
+    image = picture(3)
+    options = {"lossless": True} if extension == "webp" else {}
+    image.save(folder / "train" / "cat" / f"a.{extension}", **options)
+    pixels = load(folder, tmp_path / "root")[0].images[6].permute(1, 2, 0).numpy()  # "a" comes after the digits
+    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < (30 if extension == "gif" else 1e-9)
+
+
+def test_jpeg(folder: Path, tmp_path: Path) -> None:
+    smooth = Image.fromarray(np.linspace(0, 255, 8 * 8 * 3).reshape(8, 8, 3).astype(np.uint8)).resize((32, 32))
+    smooth.save(folder / "train" / "cat" / "a.jpg", quality=95)
+    pixels = load(folder, tmp_path / "root")[0].images[6].permute(1, 2, 0).numpy()
+    assert np.abs(pixels.astype(int) - np.asarray(smooth)).mean() < 3
+
+
+def test_modes(folder: Path, tmp_path: Path) -> None:
+    """Grey, 1-bit, palette, alpha, CMYK and 16-bit pictures show what they showed."""
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    made = {
+        "L": Image.fromarray(grey), "1": Image.fromarray(grey > 127), "P": Image.fromarray(grey).convert("P"),
+        "LA": Image.fromarray(grey).convert("LA"), "RGBA": Image.fromarray(grey).convert("RGBA"),
+        "CMYK": Image.fromarray(grey).convert("CMYK"), "16": Image.fromarray(grey.astype(np.uint16) * 257),
+    }
+    for name, image in made.items():
+        image.save(folder / "train" / "cat" / f"m{name}.{'tiff' if name == 'CMYK' else 'png'}")
+    train, _ = load(folder, tmp_path / "root")
+    for name, pixels in zip(sorted(f"m{n}" for n in made), train.images[6:], strict=False):
+        expected = 255 * (grey > 127) if name == "m1" else grey
+        assert np.array_equal(pixels.numpy(), np.broadcast_to(expected, (3, 32, 32))), name
+
+
+def test_exif_orientation(folder: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera turned: to be shown rotated 90 degrees clockwise
+    picture(5).save(folder / "train" / "cat" / "a.png", exif=exif)
+    pixels = load(folder, tmp_path / "root")[0].images[6].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, np.rot90(np.asarray(picture(5)), -1))
+
+
+def test_without_test_folder_a_fifth_is_held_out(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "test")
+    train, test = load(folder, tmp_path / "root", test_fraction=0.34)
+    assert torch.bincount(test.labels).tolist() == [2, 2] and torch.bincount(train.labels).tolist() == [4, 4]
+    again = load(folder, tmp_path / "root", test_fraction=0.34)[1]
+    assert again.fingerprint == test.fingerprint
+
+
+def test_cached_and_decoded_again_when_it_changed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(folder, tmp_path / "root")
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_decode_one", lambda *a: pytest.fail("decoded again"))
+        assert load(folder, tmp_path / "root")[0].fingerprint == first[0].fingerprint
+    picture(9).save(folder / "train" / "cat" / "0.png")
+    assert load(folder, tmp_path / "root")[0].fingerprint != first[0].fingerprint
+    assert not [name for name in images_in(tmp_path / "root") if "partial" in name]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damaged_cache_is_made_again(folder: Path, tmp_path: Path, seed: int) -> None:
+    first = load(folder, tmp_path / "root")[0].fingerprint
+    (cache,) = (tmp_path / "root" / "cache").iterdir()
+    content, rng = bytearray(cache.read_bytes()), np.random.default_rng(seed)
+    place = int(rng.integers(len(content)))
+    if seed % 3 == 0:
+        content = content[:place]
+    elif seed == 1:
+        content = bytearray(pickle.dumps(1))
+    else:
+        content[place] ^= int(rng.integers(1, 256))
+    cache.write_bytes(content)
+    assert load(folder, tmp_path / "root")[0].fingerprint == first
+
+
+# ------------------------------------------------------------------------------------------------------------ archives
+
+
+def pack(folder: Path, path: Path, inside: str = "") -> Path:
+    """An archive of a folder, its layout at the top or one folder down."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in files:
+                archive.write(file, f"{inside}{file.relative_to(folder).as_posix()}")
+    else:
+        with tarfile.open(path, f"w:{path.suffix.removeprefix('.').replace('tar', '')}") as tar:
+            for file in files:
+                tar.add(file, f"{inside}{file.relative_to(folder).as_posix()}")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2"])
+@pytest.mark.parametrize("inside", ["", "photos/"])
+def test_archive_is_the_folder(folder: Path, tmp_path: Path, suffix: str, inside: str) -> None:
+    archive = pack(folder, tmp_path / f"photos{suffix}", inside)
+    found, expected = load(archive, tmp_path / "root"), load(folder, tmp_path / "root")
+    assert [part.fingerprint for part in found] == [part.fingerprint for part in expected]
+    assert found[0].name == "photos"
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz"])
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_archive_is_refused(folder: Path, tmp_path: Path, suffix: str, seed: int) -> None:
+    """Cut anywhere, or altered in its packed content: one sentence that names it, or the very same images."""
+    archive = pack(folder, tmp_path / f"photos{suffix}")
+    expected = load(archive, tmp_path / "root")
+    content, rng = bytearray(archive.read_bytes()), np.random.default_rng(seed)
+    place = int(rng.integers(len(content)))
+    if seed % 2:
+        content = content[:place]
+    else:
+        content[place] ^= int(rng.integers(1, 256))
+    archive.write_bytes(content)
+    try:
+        found = load(archive, tmp_path / "root")
+    except (OSError, ValueError) as error:
+        assert str(archive) in str(error) and "\n" not in str(error)
+    else:
+        assert seed % 2 == 0 and [part.fingerprint for part in found] == [part.fingerprint for part in expected]
+
+
+def test_hostile_members_write_nothing_outside(folder: Path, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    picture(0).save(content, "png")
+    archive = pack(folder, tmp_path / "photos.tar")
+    with tarfile.open(archive, "a") as tar:
+        up = tarfile.TarInfo("../../escaped.png")
+        up.size = content.tell()
+        content.seek(0)
+        tar.addfile(up, content)
+        link = tarfile.TarInfo("train/cat/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = {p for p in tmp_path.rglob("*")}
+    train, _ = load(archive, tmp_path / "root")
+    assert len(train) == 12
+    assert all(p.is_relative_to(tmp_path / "root") for p in {*tmp_path.rglob("*")} - before)
+    assert not list(tmp_path.parent.glob("escaped.png")) and not list(tmp_path.parent.parent.glob("escaped.png"))
+
+
+def test_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "secret.png")
+    (folder / "train" / "cat" / "link.png").symlink_to(tmp_path / "secret.png")
+    assert len(load(folder, tmp_path / "root")[0]) == 12
+
+
+def test_bombs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (9000, 9000)).save(folder / "train" / "cat" / "bomb.png")
+    with pytest.raises(OSError, match=r"train/cat/bomb.png \(9000 x 9000 pixels are more than"):
+        load(folder, tmp_path / "root")
+    monkeypatch.setattr(folders, "MAX_ARCHIVE_BYTES", 5000)
+    with pytest.raises(OSError, match="unpacks to more than 5,000 bytes"):
+        load(pack(folder, tmp_path / "photos.zip"), tmp_path / "root")
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", None])
+def test_unreadable_picture_is_named_and_left_out_only_if_asked(folder: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = folder / "train" / "cat" / "3.png"
+    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    with pytest.raises(OSError, match=r"cannot be read: train/cat/3\.png \(.*\); mend it, or pass skip_unreadable=True"):
+        load(folder, tmp_path / "root")
+    assert images_in(tmp_path / "root") == [] if (tmp_path / "root").exists() else True
+    assert len(load(folder, tmp_path / "root", skip_unreadable=True)[0]) == 11
+
+
+def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            load(folder, root)
+        assert str(folder) in str(caught.value) and not root.exists()
+
+    (folder / "train" / "fox").mkdir()
+    refused("class without images: fox")
+    (folder / "train" / "fox").rmdir()
+    picture(0).save(folder / "train" / "loose.png")
+    refused(r"lies in no class's folder: train/loose\.png")
+    (folder / "train" / "loose.png").unlink()
+    (folder / "train" / "dog").rename(folder / "test" / "fox")
+    refused("only the class 'cat'|classes in test/ that train/ lacks")
+    shutil.rmtree(folder / "train" / "cat")
+    refused("no classes in train/: put each class's images into train/<class>/")
+
+
+def test_class_in_test_only(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "test" / "dog", folder / "test" / "fox")
+    with pytest.raises(ValueError, match="classes in test/ that train/ lacks: fox"):
+        load(folder, tmp_path / "root")
+
+
+def test_neither_folder_nor_archive(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="neither a folder nor an archive"):
+        load(tmp_path / "notes.txt", tmp_path)
+
+
+def test_folder_named_like_a_data_set_does_not_pass_for_it(folder: Path, tmp_path: Path) -> None:
+    folder.rename(tmp_path / "cifar10")
+    assert load(tmp_path / "cifar10", tmp_path / "root")[0].title == "cifar10-folder"
