@@ -141,13 +141,13 @@ def generations(settings: Settings, seed: int) -> list[Run]:
 
 
 def label_counts(settings: Settings, seed: int) -> list[Run]:
-    """4. The chain's last model on the labels alone, by number of labels.
+    """4. The chain's last model on the labels alone, by number of labels: ``labels``, and the larger ``label_counts``.
 
     More labels train for fewer epochs: steps grow with the labels up to ``label_recipe_steps`` times those of the
     smallest, which keeps every point well trained and the whole affordable.
     """
     runs = []
-    for count in settings.label_counts:
+    for count in (settings.labels, *(c for c in settings.label_counts if c > settings.labels)):
         ratio = count / settings.labels
         epochs = max(1, round(settings.supervised.epochs * min(1.0, settings.label_recipe_steps / ratio)))
         runs.append(Run(settings.chain[-1], count, settings.supervised.replace(epochs=epochs), seed=seed))

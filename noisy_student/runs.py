@@ -310,28 +310,28 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
     device = pick_device(device)
     bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
     waiting = _teachers_first(bound)
+    wanted = {(run.labels, run.seed) for run in waiting}  # all drawn now: too many labels must not fail after hours
+    splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
     records: dict[str, dict[str, Any]] = {}
-    bar = tqdm(total=len(waiting), desc="runs", unit="run", disable=not progress)
-    while waiting:
-        busy = []
-        for run in waiting:
-            record = store.find(run)
-            if record is None and (run.teacher is None or run.teacher.key in records):
-                with store.lock(run) as mine:
-                    record = store.find(run) if mine else None
-                    if mine and record is None:
-                        drawn = saved_split.resize(train_set, run.labels) if saved_split else split(train_set, run.labels, run.seed)
-                        _train_run(run, train_set, test_set, drawn, store, device, progress)
-                        record = store.find(run)
-            if record is None:
-                busy.append(run)
-            else:
-                records[run.key] = record
-                bar.update()
-        if len(busy) == len(waiting):
-            time.sleep(0.5)  # others train all that is left
-        waiting = busy
-    bar.close()
+    with tqdm(total=len(waiting), desc="runs", unit="run", disable=not progress) as bar:
+        while waiting:
+            busy = []
+            for run in waiting:
+                record = store.find(run)
+                if record is None and (run.teacher is None or run.teacher.key in records):
+                    with store.lock(run) as mine:
+                        record = store.find(run) if mine else None
+                        if mine and record is None:
+                            _train_run(run, train_set, test_set, splits[run.labels, run.seed], store, device, progress)
+                            record = store.find(run)
+                if record is None:
+                    busy.append(run)
+                else:
+                    records[run.key] = record
+                    bar.update()
+            if len(busy) == len(waiting):
+                time.sleep(0.5)  # others train all that is left
+            waiting = busy
     return pd.DataFrame([_row(run, records[run.key]["result"]) for run in bound])
 
 

@@ -255,6 +255,7 @@ def test_fingerprint_says_everything() -> None:
     pixels = base.images.clone()
     pixels[0, 0, 0, 0] += 1
     others = [Images(pixels, base.labels, base.classes, "made"), Images(base.images, 1 - base.labels, base.classes, "made"),
-              Images(base.images, base.labels, ("a", "b"), "made"), Images(base.images.view(4, 3, 8, 32), base.labels, base.classes, "made")]
+              Images(base.images, base.labels, ("a", "b"), "made"),
+              Images(base.images.view(4, 3, 8, 32), base.labels, base.classes, "made")]
     assert len({i.fingerprint for i in [base, *others]}) == 5
     assert labelled([0, 1, 0, 1], 2).fingerprint == base.fingerprint

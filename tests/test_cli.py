@@ -1,0 +1,78 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from noisy_student.__main__ import main
+from noisy_student.experiments import EXPERIMENTS
+
+TINY = ["--seeds", "0", "--device", "cpu", "--set", "recipe.epochs=1", "--set", "recipe.n=1", "--set", "chain=['Convnet5','Convnet6']",
+        "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=[2,5]", "--set", "label_counts=[100,200]"]
+
+
+def places(path: Path) -> list[str]:
+    return ["--store", str(path / "runs"), "--out", str(path / "out"), "--root", str(path / "data")]
+
+
+def test_all_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, *places(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("8x8 digits: 1,300", "497 test images", *EXPERIMENTS, "gain", "interval"):
+        assert word in printed
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        ["runs.csv", "history.csv", *(f"{f}.png" for f in ("ablation", "confusion", "curves", "generations", "grid", "mistakes", "ops",
+                                                           "result1", "result2"))])
+    table = pd.read_csv(out / "runs.csv")
+    assert {"experiment", "model", "teacher", "pseudo", "labels", "n", "m", "seed", "epochs", "device", "accuracy", "validation_accuracy",
+            "pseudo_accuracy", "seconds", "images_per_second", "key"} <= set(table)
+    assert set(pd.read_csv(out / "history.csv").key) == set(table.key)
+    assert set(table.key) == {p.name for p in (tmp_path / "runs").iterdir() if not p.name.startswith(".")}
+    before = (out / "runs.csv").read_bytes()
+    assert main([*TINY, *places(tmp_path)]) == 0 and (out / "runs.csv").read_bytes() == before
+
+
+def test_one_experiment_on_a_folder(folder: Path, tmp_path: Path) -> None:
+    command = [*TINY, *places(tmp_path), "--data", str(folder), "--experiments", "baselines", "--labels", "6", "--size", "16"]
+    assert main([*command, "--set", "recipe.batch_size=4", "--set", "label_counts=[6]"]) == 0
+    assert set(pd.read_csv(tmp_path / "out" / "runs.csv").title) == {"photos"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--data", "digit"], "unknown data set 'digit'; did you mean digits"),
+    (["--data", "no/such/folder"], "does not exist: give a folder"),
+    (["--profile", "quik"], "unknown profile 'quik'; did you mean quick"),
+    (["--experiments", "student"], "unknown experiment 'student'; did you mean students"),
+    (["--set", "recipe.epoch=1"], "unknown recipe parameter 'epoch'; did you mean epochs"),
+    (["--set", "recipe.epochs=0"], "epochs=0 is not a number from 1"),
+    (["--set", "recipe.n=15"], "n=15 is not a number from 0 to 14"),
+    (["--set", "epochs"], "is not NAME=VALUE"),
+    (["--seeds", "one"], "'one' are not whole numbers"),
+    (["--labels", "5000"], "5,000 labelled images wanted, but 8x8 digits has 1,300"),
+    (["--device", "tpu"], "device 'tpu' cannot be used here"),
+    (["--set", "chain=['Resnet8','Resnet9']"], "unknown model 'Resnet8'; did you mean Resnet"),
+    (["--split", "absent.npz"], "absent.npz does not exist: make the split"),
+])
+def test_bad_input_is_one_sentence_and_leaves_nothing(arguments: list[str], message: str, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*places(tmp_path), "--experiments", "students", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, *places(tmp_path), "--experiments", "students", "--set", "recipe.lr=1e6", "--set", "recipe.schedule=constant"]
+    assert main([*command, "--set", "recipe.epochs=30"]) == 1
+    assert "lower recipe.lr" in capsys.readouterr().err
+
+
+def test_help_without_jupyter() -> None:
+    """The command line must not import a Jupyter package."""
+    program = "import sys; import noisy_student.__main__ as m; print([n for n in sys.modules if n.split('.')[0] in {'IPython', " \
+              "'jupyter_core', 'notebook', 'ipykernel', 'papermill', 'nbformat'}])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-m", "noisy_student", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "examples:" in shown and "--set" in shown and "photos/train/<class>" in shown

@@ -1,0 +1,122 @@
+import pandas as pd
+import pytest
+import torch
+
+from noisy_student import Images, Recipe, experiments
+from noisy_student.experiments import EXPERIMENTS, Settings, gains, override, profile, run_experiment, summary
+
+
+def images(count: int, name: str = "photos", known: int | None = None) -> Images:
+    labels = torch.arange(count) % 10
+    labels[known:] = -1
+    return Images(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), labels if known is not None else torch.arange(count) % 10,
+                  tuple("abcdefghij"), name)
+
+
+FULL = Settings(Recipe(epochs=8), Recipe(epochs=4), seeds=(0, 1))
+
+
+def test_grid_is_scored_on_labels_and_complete() -> None:
+    runs = [run for seed in FULL.seeds for run in EXPERIMENTS["grid"](FULL, seed)]
+    assert len(runs) == len({r.key for r in runs}) == 2 * 7 * 6  # models x ns x ms, first seed only
+    assert all(r.holdout == 0.2 and r.teacher is None for r in runs)
+
+
+def test_baselines_switch_each_noise_off() -> None:
+    runs = EXPERIMENTS["baselines"](FULL, 1)
+    for model in FULL.chain:
+        noises = [(r.recipe.n > 0, r.recipe.dropout > 0) for r in runs if r.model == model]
+        assert noises == [(True, True), (False, True), (True, False), (False, False)]
+    assert all(r.seed == 1 and r.labels == 5000 for r in runs)
+
+
+def test_students_descend_from_one_teacher() -> None:
+    runs = EXPERIMENTS["students"](FULL, 0)
+    assert [(r.model, r.pseudo, r.generation) for r in runs] == [
+        ("Convnet5", "none", 0), ("Convnet6", "soft", 1), ("Resnet6", "soft", 2), ("Resnet9", "soft", 3),
+        ("Convnet6", "hard", 1), ("Resnet6", "hard", 2), ("Resnet9", "hard", 3)]
+    assert runs[3].teacher == runs[2] and runs[6].teacher == runs[5]
+    assert {r.pseudo for r in (runs[4], runs[5], runs[6])} == {"hard"}
+    assert runs[0] in EXPERIMENTS["baselines"](FULL, 0), "the teacher is the baseline: trained once"
+
+
+def test_generations_go_on_from_the_chain() -> None:
+    runs = EXPERIMENTS["generations"](FULL, 0)
+    assert [r.generation for r in runs] == [0, 1, 2, 3, 4, 5] and [r.model for r in runs[3:]] == ["Resnet9"] * 3
+    assert runs[5].teacher == runs[4] and runs[3] in EXPERIMENTS["students"](FULL, 0)
+
+
+def test_label_counts_bound_the_steps() -> None:
+    runs = EXPERIMENTS["label_counts"](FULL, 0)
+    assert [r.labels for r in runs] == list(FULL.label_counts)
+    assert [r.recipe.epochs for r in runs if r.labels <= 20000] == [8] * 7
+    steps = [r.labels * r.recipe.epochs for r in runs]
+    assert max(steps) <= 4.3 * steps[0]
+    assert runs[0] in EXPERIMENTS["baselines"](FULL, 0)
+
+
+@pytest.mark.parametrize(("train", "name"), [
+    (images(50000, "cifar10"), "full"), (images(50000), "quick"), (images(1300, "digits"), "quick"), (images(300), "full"),
+    (images(70000, "svhn", 40000), "full"), (images(60, known=20), "quick"),
+])
+def test_profiles_fit_the_data(train: Images, name: str) -> None:
+    settings = profile(name, train, "cpu")
+    known = int((train.labels >= 0).sum())
+    assert len(train.classes) <= settings.labels < known
+    assert settings.label_counts[0] == settings.labels and max(settings.label_counts) <= known
+    assert settings.supervised.flip == settings.student.flip == (train.name not in ("digits", "svhn"))
+    for build in EXPERIMENTS.values():
+        assert build(settings, settings.seeds[0])
+
+
+def test_auto_profile_is_quick_on_a_cpu() -> None:
+    train = images(50000)
+    assert profile("auto", train, "cpu") == profile("quick", train, "cpu") != profile("full", train, "cpu")
+    with pytest.raises(ValueError, match="unknown profile 'fast'"):
+        profile("fast", train)
+
+
+def test_overrides() -> None:
+    changed = override(FULL, {"labels": None, "seeds": [4], "recipe.epochs": 3, "student.lr": 0.5, "threshold": 1, "grid_ms": range(2, 4)})
+    assert changed.labels == 5000 and changed.seeds == (4,) and changed.threshold == 1 and changed.grid_ms == (2, 3)
+    assert changed.supervised.epochs == changed.student.epochs == 3 and (changed.supervised.lr, changed.student.lr) == (0.1, 0.5)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"), ({"seeds": ()}, "not of the same kind"),
+    ({"labels": "many"}, "not of the same kind"), ({"seeds": [0.5]}, "not of the same kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
+])
+def test_bad_overrides(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(FULL, change)
+
+
+def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
+    recipe = Recipe(epochs=1, batch_size=10, n=1)
+    settings = Settings(recipe, recipe, seeds=(0, 1), labels=20, chain=("Convnet5", "Convnet6"))
+    table = run_experiment("students", settings, *tiny, f"{tmp_path}", device="cpu", progress=False)
+    assert list(table.experiment.unique()) == ["students"] and len(table) == 6
+    shown = summary(table)
+    assert list(shown.seeds) == [2, 2, 2]
+    for _, row in shown.iterrows():
+        group = table[(table.model == row.model) & (table.pseudo == row.pseudo)]
+        assert row.accuracy == pytest.approx(group.accuracy.mean(), abs=0.006)
+    with pytest.raises(ValueError, match="did you mean students"):
+        run_experiment("student", settings, *tiny, f"{tmp_path}")
+
+
+def test_gains_are_paired_by_seed() -> None:
+    """Against a table worked out by hand: gains 2 and 4, mean 3, Student's t with 1 degree of freedom 12.706."""
+    def row(experiment: str, pseudo: str, seed: int, accuracy: float) -> dict[str, object]:
+        return {"experiment": experiment, "model": "Resnet9", "pseudo": pseudo, "seed": seed, "accuracy": accuracy}
+
+    table = pd.DataFrame([row("baselines", "none", 0, 60), row("baselines", "none", 0, 10), row("baselines", "none", 1, 70),
+                          row("students", "soft", 1, 74), row("students", "soft", 0, 62)])
+    result = gains(table).iloc[0]
+    assert (result.supervised, result.student, result.gain, result.seeds) == (65, 68, 3, 2)
+    assert result.interval == pytest.approx(12.706 * 1, abs=0.01)  # std sqrt(2), over sqrt(2) seeds
+
+
+def test_experiments_are_named() -> None:
+    assert list(EXPERIMENTS) == ["grid", "baselines", "students", "generations", "label_counts"]
+    assert all(getattr(experiments, name) is function for name, function in EXPERIMENTS.items())

@@ -1,0 +1,186 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import stats
+
+from noisy_student import figures
+from noisy_student.augment import OPS, apply_op
+from noisy_student.figures import labels_worth, mean_and_interval
+
+CHAIN = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
+
+
+def made_table(seeds: int = 3, title: str = "CIFAR-10") -> pd.DataFrame:
+    """A table as run_experiment gives it, of invented accuracies."""
+    rng, rows = np.random.default_rng(0), []
+
+    def add(experiment: str, model: str, accuracy: float, seed: int, **more: object) -> None:
+        row = {"experiment": experiment, "model": model, "teacher": "", "pseudo": "none", "generation": 0, "labels": 5000, "n": 2, "m": 10,
+               "dropout": 0.5, "seed": seed, "device": "2-core CPU", "title": title, "accuracy": accuracy + rng.normal(),
+               "validation_accuracy": math.nan, "pseudo_accuracy": math.nan, "kept": math.nan, "epochs": 3}
+        rows.append(row | more | {"key": f"{len(rows)}"})
+
+    for seed in range(seeds):
+        for g, model in enumerate(CHAIN):
+            for n, dropout in ((2, 0.5), (0, 0.5), (2, 0.0), (0, 0.0)):
+                add("baselines", model, 60 + 3 * g + n + dropout, seed, n=n, dropout=dropout)
+        for experiment, kinds in {"students": ("soft", "hard"), "generations": ("soft",)}.items():
+            add(experiment, CHAIN[0], 62, seed)
+            for kind in kinds:
+                chain = [*CHAIN, "Resnet9", "Resnet9"] if experiment == "generations" else CHAIN
+                for g in range(1, len(chain)):
+                    add(experiment, chain[g], 64 + 3 * g, seed, pseudo=kind, generation=g, teacher=chain[g - 1], pseudo_accuracy=60 + 3 * g)
+        for labels in (5000, 10000, 20000, 50000):
+            add("label_counts", "Resnet9", 60 + 10 * math.log2(labels / 5000), seed, labels=labels)
+        for n in (1, 5):
+            for m in (2, 10):
+                add("grid", "Convnet5", math.nan, seed, n=n, m=m, validation_accuracy=60 + n - m)
+    return pd.DataFrame(rows)
+
+
+def texts(figure: Figure) -> str:
+    import matplotlib.text
+
+    return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
+
+
+def drawn(figure: Figure, path: Path) -> np.ndarray:
+    """The saved picture; it must not be empty."""
+    figures.save(figure, path / "figure.png")
+    with Image.open(path / "figure.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.std() > 5 and [p.name for p in path.iterdir()] == ["figure.png"]
+    return pixels
+
+
+def history(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame([{"key": key, "epoch": e, "loss": 2 / e, "accuracy": 10 * e, "lr": 0.1} for key in table.key for e in (1, 2, 3)])
+
+
+FROM_TABLE: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    "result1": figures.result1, "result2": figures.result2, "grid": figures.grid, "ablation": figures.ablation,
+    "generations": figures.generations, "curves": lambda table: figures.curves(history(table), table),
+}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("name", FROM_TABLE)
+def test_figure_says_data_seeds_and_device(name: str, seeds: int, tmp_path: Path) -> None:
+    figure = FROM_TABLE[name](made_table(seeds))
+    said = texts(figure)
+    assert "CIFAR-10" in said and "2-core CPU" in said
+    assert (f"mean of {seeds} seeds" if seeds > 1 else "1 seed") in said
+    drawn(figure, tmp_path)
+
+
+@pytest.mark.parametrize("name", FROM_TABLE)
+def test_figure_of_an_empty_table(name: str) -> None:
+    with pytest.raises(ValueError, match=r"run it first|run one first|is empty"):
+        FROM_TABLE[name](made_table().iloc[:0])
+
+
+def test_result1_prints_means_and_the_original() -> None:
+    table = made_table()
+    said = texts(figures.result1(table))
+    soft = table[(table.experiment == "students") & (table.pseudo == "soft") & (table.model == "Resnet9")].accuracy.mean()
+    assert f"{soft:.1f}" in said and "original, 1 run (hollow)" in said
+    for number in (63.6, 65.2, 66.6, 67.7, 69.8, 70.6, 72.5, 69.6, 71.0, 72.6):
+        assert f"{number:.1f}" in said
+    assert "original" not in texts(figures.result1(made_table(title="8x8 digits")))
+    assert "original" not in texts(figures.result1(made_table(title="cifar10-folder")))
+
+
+def test_grid_shows_every_cell_and_frames_the_best() -> None:
+    figure = figures.grid(made_table())
+    assert [t.get_text() for t in figure.axes[0].texts] == ["59.0", "51.0", "63.0", "55.0"]
+    (frame,) = figure.axes[0].patches
+    assert (frame.get_x(), frame.get_y()) == (-0.5, 0.5)  # m = 2, n = 5
+
+
+def test_original_figures_are_the_reports() -> None:
+    assert sum(figures.ORIGINAL["none"].values()) == pytest.approx(263.1)
+    assert figures.ORIGINAL_BY_LABELS[5000] == figures.ORIGINAL["none"]["Resnet9"]
+
+
+def test_mean_and_interval_is_students() -> None:
+    values = [60.0, 61.5, 63.0, 60.5]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    mean, half = mean_and_interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert mean_and_interval([5.0, math.nan])[0] == 5 and math.isnan(mean_and_interval([5.0])[1])
+
+
+def test_labels_worth_on_a_known_curve() -> None:
+    """Accuracy 60 + 10 log2(labels / 5000) without noise: 65 is worth 5000 sqrt(2) labels."""
+    exact = pd.DataFrame([{"labels": n, "accuracy": 60 + 10 * math.log2(n / 5000)} for n in (5000, 10000, 20000) for _ in range(3)])
+    worth = labels_worth(exact, [65.0, 65.0])
+    assert worth == pytest.approx((5000 * 2**0.5,) * 3)
+    assert labels_worth(exact, [99.0]).labels == math.inf and labels_worth(exact, [5.0]).labels == -math.inf
+    worth = labels_worth(exact, [63.0, 67.0])
+    assert worth.low < worth.labels < worth.high
+    assert worth.labels == pytest.approx(5000 * 2**0.5)
+    assert (worth.low, worth.high) == pytest.approx((5000 * 2**0.3, 5000 * 2**0.7))
+
+
+def test_result2_beyond_the_measured_labels(tmp_path: Path) -> None:
+    table = made_table()
+    table.loc[table.experiment == "students", "accuracy"] += 50
+    assert "more than 50,000" in texts(figures.result2(table))
+
+
+def test_ops_show_what_the_ops_give(tmp_path: Path) -> None:
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    figure = figures.ops(image, apply_op, OPS, (-10, 0, 10))
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(shown) == 14 * 3
+    said = texts(figure)
+    assert all(name in said for name in OPS)
+    inverted = (255 - image[0]).permute(1, 2, 0).numpy()
+    assert any(np.array_equal(pixels, inverted) for pixels in shown), "Solarize at 10"
+    drawn(figure, tmp_path)
+
+
+def test_confusion_shows_shares_of_the_true_class(tmp_path: Path) -> None:
+    figure = figures.confusion(np.array([[8, 2], [1, 3]]), ("cat", "dog"), "title")
+    assert [t.get_text() for t in figure.axes[0].texts] == ["80", "20", "25", "75"]
+    assert "78.6% right" in texts(figure)
+    drawn(figure, tmp_path)
+    drawn(figures.confusion(np.eye(100) + 1, tuple(map(str, range(100))), "many"), tmp_path)
+
+
+def test_mistakes_are_the_most_confident_ones(tmp_path: Path) -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.05, 0.95], [0.4, 0.6], [0.2, 0.8]])
+    figure = figures.mistakes(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.tensor([0, 0, 0, 1]), probabilities, ("cat", "dog"), "t")
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["dog 95%\nis cat", "dog 60%\nis cat"]
+    drawn(figure, tmp_path)
+
+
+def test_samples_and_balance(tmp_path: Path) -> None:
+    labels = torch.tensor([0, 1, 1, -1, 1])
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 16, 16) * 50
+    figure = figures.samples(images, labels, ("cat", "dog"), "t", per_class=3)
+    shown = [[int(i.get_array()[0, 0, 0]) for i in axis.images] for axis in figure.axes]
+    assert shown == [[0], [], [], [50], [100], [200]]
+    drawn(figure, tmp_path)
+    figure = figures.class_balance({"labelled": labels}, ("cat", "dog"), "t")
+    assert [p.get_height() for p in figure.axes[0].patches] == [1, 3]
+    drawn(figure, tmp_path)
+
+
+def test_save_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Figure, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(OSError, match="No space"):
+        figures.save(Figure(), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
