@@ -11,7 +11,7 @@ Nothing here loops over images or waits for the device: which op an image gets i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -212,17 +212,20 @@ def apply_op(images: Tensor, name: str, magnitude: float | Tensor) -> Tensor:
 class RandAugment:
     """For each image n ops, drawn uniformly with replacement, each with a magnitude uniform in 0..m and a random sign.
 
-    n: 0 to 14 ops. m: 0 to 10, the bound of the magnitudes. Calling it on uint8 images (N x 3 x H x W) returns new
-    images of the same shape on the same device. ``generator`` is a CPU generator; without one, torch's own is used.
+    n: 0 to 14 ops. m: 0 to 10, the bound of the magnitudes. inert: names of ops that, when drawn, do nothing. Calling it
+    on uint8 images (N x 3 x H x W) returns new images of the same shape on the same device. ``generator`` is a CPU generator; without one, torch's own is used.
     Source: Cubuk et al. 2020, with the uniform magnitudes that torchvision's ``RandAugment`` leaves out.
     """
 
-    def __init__(self, n: int, m: float) -> None:
+    def __init__(self, n: int, m: float, inert: Sequence[str] = ()) -> None:
         if not isinstance(n, int) or not 0 <= n <= 14:
             raise ValueError(f"n={n} is not a whole number of ops from 0 to 14.")
         if not 0 <= m <= 10:
             raise ValueError(f"m={m} is not a magnitude from 0 to 10.")
-        self.n, self.m = n, m
+        for name in inert:
+            if name not in OPS:
+                raise unknown("op", name, OPS)
+        self.n, self.m, self.inert = n, m, {"Identity", *inert}
 
     def __repr__(self) -> str:
         return f"RandAugment(n={self.n}, m={self.m})"
@@ -245,11 +248,11 @@ class RandAugment:
         groups = dict(zip(OPS, order.split(sizes), strict=True))
         out = images.clone()
         for name, op in COLOUR.items():
-            if len(group := groups[name]) and name != "Identity":
+            if len(group := groups[name]) and name not in self.inert:
                 level = (signed if name in SIGNED else magnitude)[group].to(device, non_blocking=True)
                 where = group.to(device, non_blocking=True)
                 out.index_copy_(0, where, op(images.index_select(0, where), level))
-        if geometric := [name for name in GEOMETRY if len(groups[name])]:
+        if geometric := [name for name in GEOMETRY if len(groups[name]) and name not in self.inert]:
             where = torch.cat([groups[name] for name in geometric]).to(device, non_blocking=True)
             theta = torch.cat([GEOMETRY[name](signed[groups[name]], height, width) for name in geometric])
             out.index_copy_(0, where, _warp(images.index_select(0, where), theta.to(device, non_blocking=True)))

@@ -30,6 +30,9 @@ class Settings:
     threshold: float = 0.0  # pseudo-labels below this confidence are dropped; 0 keeps all
     balance: bool = False  # as many pseudo-labelled images in each class
     flip_average: bool = False  # teachers average image and mirror
+    temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
+    repeat_labels: int = 1  # how often a student's epoch sees each labelled image
+    ablation_models: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # trained without each noise as well
     grid_models: tuple[str, ...] = ("Convnet5", "Resnet9")
     grid_ns: tuple[int, ...] = (1, 2, 3, 5, 8, 11, 14)
     grid_ms: tuple[float, ...] = (1, 3, 5, 7, 9, 10)
@@ -59,10 +62,10 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
         settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, grid_models=("Convnet5",),
                             grid_ns=(1, 2, 5), grid_ms=(2, 5, 10), label_counts=(100, 200, 400, 800))
     else:
-        recipe = Recipe(epochs=20)
-        settings = Settings(recipe, recipe.replace(epochs=4, dropout=0.2), seeds=(0,), generations=1,
-                            grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10),
-                            label_counts=(5000, 10000, 20000, 50000))
+        recipe = Recipe(epochs=20, batch_size=64, weight_decay=2e-3, n=1, m=5, dropout=0.2)
+        settings = Settings(recipe, recipe.replace(epochs=3), seeds=(0,), generations=1, ablation_models=("Convnet5",),
+                            grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(5, 10), label_counts=(5000, 10000, 20000),
+                            label_recipe_steps=2)
     crop = settings.supervised.crop // 2 if written else settings.supervised.crop
     recipes = {n: getattr(settings, n).replace(flip=not written, crop=crop) for n in ("supervised", "student")}
     if settings.labels >= known:
@@ -119,11 +122,11 @@ def grid(settings: Settings, seed: int) -> list[Run]:
 
 
 def baselines(settings: Settings, seed: int) -> list[Run]:
-    """2. Labels alone: with all noise, without RandAugment, without dropout, without either."""
+    """2. Labels alone: with all noise; for ``ablation_models`` also without RandAugment, without dropout, without either."""
     noises: list[dict[str, float]] = [{}, {"n": 0}, {"dropout": 0.0}, {"n": 0, "dropout": 0.0}]
     return [
         Run(model, settings.labels, settings.supervised.replace(**noise), seed=seed)
-        for model in settings.chain for noise in noises
+        for model in settings.chain for noise in (noises if model in settings.ablation_models else noises[:1])
     ]
 
 
@@ -162,7 +165,7 @@ def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str)
     runs: list[Run] = []
     for model in models:
         teacher = Run(model, settings.labels, settings.student, teacher, kind, settings.threshold, settings.balance,
-                      settings.flip_average, teacher.seed)
+                      settings.flip_average, settings.temperature, settings.repeat_labels, teacher.seed)
         runs.append(teacher)
     return runs
 

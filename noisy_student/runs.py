@@ -52,6 +52,8 @@ class Run:
     threshold: float = 0.0  # pseudo-labels below this confidence are dropped
     balance: bool = False  # as many pseudo-labelled images in each class (paper, section 2)
     flip_average: bool = False  # the teacher's prediction is the mean over image and mirror
+    temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
+    repeat_labels: int = 1  # how often an epoch of a student sees each labelled image
     seed: int = 0  # of the split, the initial weights, the order and the noise
     holdout: float = 0.0  # this share of the labels validates, and the test images are not looked at
     data: str = ""  # name and fingerprint of the images; filled in by run_all
@@ -65,9 +67,9 @@ class Run:
         if (self.teacher is None) != (self.pseudo == "none"):
             raise ValueError(f"pseudo={self.pseudo!r} with{'out' if self.teacher is None else ''} a teacher: a student "
                              "needs a teacher and 'soft' or 'hard', a supervised run neither.")
-        for name, high in {"threshold": 1.0, "holdout": 0.9}.items():
-            if not 0 <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is not between 0 and {high:g}.")
+        for name, low, high in (("threshold", 0, 1), ("holdout", 0, 0.9), ("temperature", 0.01, 100), ("repeat_labels", 1, 1000)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is not between {low:g} and {high:g}.")
         if isinstance(self.labels, bool) or not isinstance(self.labels, int) or self.labels < 2:
             raise ValueError(f"labels={self.labels!r} is not a whole number from 2.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -221,10 +223,11 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 
     probabilities: the teacher's, N x classes. The filter drops images below ``run.threshold``. Balancing brings each
     class to the mean count of what is left: its most confident images, repeated where there are too few (Xie et
-    al., 2020, section 2, which repeats at random).
+    al., 2020, section 2, which repeats at random). Soft targets are p^(1/temperature), normalised.
     """
     confidence, label = probabilities.max(1)
-    targets = probabilities if run.pseudo == "soft" else nn.functional.one_hot(label, probabilities.shape[1]).float()
+    soft = (probabilities.clamp(min=1e-30).log() / run.temperature).softmax(1)
+    targets = soft if run.pseudo == "soft" else nn.functional.one_hot(label, probabilities.shape[1]).float()
     kept = (confidence >= run.threshold).nonzero().flatten()
     if run.balance and len(kept):
         groups = [kept[label[kept] == c] for c in label[kept].unique()]
@@ -252,7 +255,8 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
         known = truth >= 0
         right = (soft.argmax(1) == truth)[known].float()
         result = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool)}
-        chosen, targets = torch.cat([learn, pool[kept]]), torch.cat([targets, soft])
+        chosen = torch.cat([learn.repeat(run.repeat_labels), pool[kept]])
+        targets = torch.cat([targets.repeat(run.repeat_labels, 1), soft])
     seed = int(run.key[:8], 16)  # the key, so that a student of equal size does not start as its teacher did
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

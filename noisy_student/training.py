@@ -46,6 +46,8 @@ class Recipe:
     stochastic_depth: float = 0.0  # probability to skip the last residual branch
     ema: float = 0.0  # decay of the exponential average of the weights; 0 turns it off
     precision: str = "auto"  # bf16 where the device computes in it, else fp32
+    fault_eval: bool = False  # a fault of the original: evaluation mode from the second epoch on
+    fault_equalize: bool = False  # a fault of the original: Equalize does nothing
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -55,6 +57,9 @@ class Recipe:
         for name in ("epochs", "batch_size", "n", "crop"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"recipe: {name}={getattr(self, name)!r} is not a whole number.")
+        for name in ("flip", "fault_eval", "fault_equalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"recipe: {name}={getattr(self, name)!r} is neither True nor False.")
         for name, valid in {"schedule": SCHEDULES, "precision": PRECISIONS}.items():
             if getattr(self, name) not in valid:
                 raise unknown(name, getattr(self, name), valid)
@@ -68,10 +73,13 @@ class Recipe:
         return replace(self, **changes)
 
     @staticmethod
-    def original() -> Recipe:
-        """The original experiment's recipe: a small constant learning rate, RandAugment(5, 10), no flip or crop."""
+    def original(faults: bool = False) -> Recipe:
+        """The original experiment's recipe: a small constant learning rate, RandAugment(5, 10), no flip or crop.
+
+        faults: with its two that matter most, ``fault_eval`` and ``fault_equalize``.
+        """
         return Recipe(epochs=1000, batch_size=100, lr=0.001, schedule="constant", weight_decay=0.001, n=5, m=10,
-                      flip=False, crop=0, precision="fp32")
+                      flip=False, crop=0, fault_eval=faults, fault_equalize=faults)
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after ``progress``, from 0 to 1, of the training."""
@@ -145,7 +153,7 @@ def batches(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Ge
 
     Several batches are augmented at once: the cost of an op's launch is shared by CHUNK images.
     """
-    augment = RandAugment(recipe.n, recipe.m)
+    augment = RandAugment(recipe.n, recipe.m, inert=("Equalize",) if recipe.fault_equalize else ())
     size = min(recipe.batch_size, len(images))
     order = torch.randperm(len(images), generator=generator)[: len(images) // size * size].to(images.device)
     for chosen in order.split(max(1, CHUNK // size) * size):
@@ -177,11 +185,11 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
         history = list(resume[1])
     steps = max(1, len(images) // recipe.batch_size)
     bf16, mode = _uses_bf16(recipe.precision, device), model.training
-    model.train()
     bar = tqdm(range(len(history), recipe.epochs), title, recipe.epochs, initial=len(history), leave=False,
                disable=not progress, unit="epoch")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for epoch in bar:
+            model.train(not (recipe.fault_eval and epoch > 0))
             start, total, correct, seen = time.perf_counter(), torch.zeros((), device=device), torch.zeros((), device=device), 0
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # own seed an epoch: nothing to save
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth

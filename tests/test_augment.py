@@ -86,6 +86,13 @@ def test_randaugment_draws_ops_uniformly() -> None:
     assert stats.binomtest(unchanged, 8000, float(np.mean(shares))).pvalue > 1e-3
 
 
+def test_inert_ops_do_nothing() -> None:
+    images = pictures(32, 32)
+    assert torch.equal(RandAugment(5, 10, inert=OPS)(images), images)
+    with pytest.raises(ValueError, match="did you mean Equalize"):
+        RandAugment(5, 10, inert=["Equalise"])
+
+
 def test_randaugment_is_decided_by_the_generator() -> None:
     images = pictures(32, 32)
     a, b, c = (RandAugment(3, 9)(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))

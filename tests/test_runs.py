@@ -54,7 +54,8 @@ def test_same_run_same_bits_in_any_order(tiny: Pair, tmp_path: Path) -> None:
 
 def test_every_field_changes_the_key() -> None:
     changes = {"model": "Resnet9", "labels": 30, "recipe": FAST.replace(lr=0.3), "teacher": replace(TEACHER, seed=3), "pseudo": "hard",
-               "threshold": 0.5, "balance": True, "flip_average": True, "seed": 1, "holdout": 0.2, "data": "x", "split": "y"}
+               "threshold": 0.5, "balance": True, "temperature": 0.5,
+               "repeat_labels": 2, "flip_average": True, "seed": 1, "holdout": 0.2, "data": "x", "split": "y"}
     assert set(changes) == {f.name for f in fields(Run)}
     keys = {STUDENT.key, *(replace(STUDENT, **{name: value}).key for name, value in changes.items())}
     assert len(keys) == len(changes) + 1
@@ -72,6 +73,13 @@ def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch:
     assert [len(x) for x, _ in seen] == [20, 60, 16]
     labelled = split(even, 20, 0).labeled
     assert torch.equal(seen[1][1][:20].argmax(1), even.labels[labelled])
+
+
+def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, real = [], runs.train
+    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append(x), real(m, x, t, *a, **k))[1])
+    go([replace(STUDENT, repeat_labels=3)], tiny, tmp_path)
+    assert [len(x) for x in seen] == [20, 3 * 20 + 40] and torch.equal(seen[1][:20], seen[1][40:60])
 
 
 def test_holdout_does_not_score_the_test_images(tiny: Pair, tmp_path: Path) -> None:
@@ -173,13 +181,22 @@ def test_saved_split(tiny: Pair, tmp_path: Path) -> None:
 def test_filter_and_balance() -> None:
     p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3], [0.3, 0.7], [0.45, 0.55]])
     kept, targets = pseudo_labels(p, replace(STUDENT, threshold=0.65))
-    assert kept.tolist() == [0, 2, 3, 4] and torch.equal(targets, p[kept])
+    assert kept.tolist() == [0, 2, 3, 4] and torch.allclose(targets, p[kept])
     kept, targets = pseudo_labels(p, replace(STUDENT, threshold=0.65, balance=True, pseudo="hard"))
     assert sorted(kept.tolist()) == [0, 2, 4, 4] and targets.sum(0).tolist() == [2, 2]
 
 
+def test_temperature_sharpens_soft_labels() -> None:
+    p = torch.tensor([[0.8, 0.2], [0.5, 0.5], [1.0, 0.0]])
+    sharp = pseudo_labels(p, replace(STUDENT, temperature=0.5))[1]
+    assert torch.allclose(sharp, torch.tensor([[16 / 17, 1 / 17], [0.5, 0.5], [1.0, 0.0]]))
+    assert torch.allclose(pseudo_labels(p, STUDENT)[1], p)
+    hard = replace(STUDENT, pseudo="hard")
+    assert torch.equal(pseudo_labels(p, hard)[1], pseudo_labels(p, replace(hard, temperature=0.5))[1])
+
+
 @pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"threshold": 2}, {"holdout": -1},
-                                    {"labels": 1}, {"seed": -1}, {"seed": True}])
+                                    {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"seed": -1}, {"seed": True}])
 def test_bad_runs(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         replace(STUDENT, **change)  # type: ignore[arg-type]

@@ -51,6 +51,14 @@ def test_first_step_is_plain_sgd(tiny: Pair) -> None:
         assert torch.allclose(ours[name], value, atol=1e-5), name
 
 
+def test_fault_eval_stops_batch_norm_after_the_first_epoch(tiny: Pair) -> None:
+    images, labels = tiny[0].images, tiny[0].labels
+    one, faulty = trained(images, labels, FAST.replace(epochs=1)), trained(images, labels, FAST.replace(epochs=4, fault_eval=True))
+    sound = trained(images, labels, FAST.replace(epochs=4))
+    for name in [name for name in one if name.endswith("num_batches_tracked")]:
+        assert faulty[name] == one[name] < sound[name]
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resumes_to_the_same_bits(tiny: Pair, ema: float) -> None:
     images, labels = tiny[0].images, tiny[0].labels
@@ -107,7 +115,7 @@ def test_normalised_values() -> None:
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"epochs": 1.5}, {"batch_size": 1}, {"lr": 0}, {"lr": float("nan")}, {"n": 15},
-                                    {"m": 11}, {"dropout": 1}, {"momentum": True}, {"schedule": "step"}, {"precision": "fp8"}])
+                                    {"m": 11}, {"dropout": 1}, {"momentum": True}, {"flip": 1}, {"schedule": "step"}, {"precision": "fp8"}])
 def test_recipe_out_of_range(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         Recipe(**change)  # type: ignore[arg-type]
