@@ -213,7 +213,8 @@ class RandAugment:
     """For each image n ops, drawn uniformly with replacement, each with a magnitude uniform in 0..m and a random sign.
 
     n: 0 to 14 ops. m: 0 to 10, the bound of the magnitudes. inert: names of ops that, when drawn, do nothing. Calling it
-    on uint8 images (N x 3 x H x W) returns new images of the same shape on the same device. ``generator`` is a CPU generator; without one, torch's own is used.
+    on uint8 images (N x 3 x H x W) returns new images of the same shape on the same device. ``generator`` is a CPU
+    generator; without one, torch's own is used.
     Source: Cubuk et al. 2020, with the uniform magnitudes that torchvision's ``RandAugment`` leaves out.
     """
 
