@@ -22,6 +22,7 @@ SCHEDULES = ("onecycle", "cosine", "constant")
 PRECISIONS = ("auto", "bf16", "fp32")
 History = list[dict[str, float]]
 State = dict[str, Tensor]
+Step = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,33 @@ def batches(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Ge
         yield from zip(noisy.split(size), targets.index_select(0, chosen).split(size), strict=True)
 
 
+def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with Nesterov momentum, fused into one pass over the weights where the device has that."""
+    fused = next(model.parameters()).device.type != "mps"
+    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
+                           weight_decay=recipe.weight_decay, fused=fused)
+
+
+def make_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, average: AveragedModel | None = None) -> Step:
+    """One optimizer step as a function: (float images, target probabilities, learning rate) -> (loss, right predictions)."""
+    device = next(model.parameters()).device.type
+    bf16 = _uses_bf16(recipe.precision, torch.device(device))
+
+    def step(x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        optimizer.param_groups[0]["lr"] = lr
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if average is not None:
+            average.update_parameters(model)
+        return loss.detach(), (logits.detach().argmax(1) == y.argmax(1)).sum()
+
+    return step
+
+
 def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, seed: int = 0,
           device: str | torch.device | None = None, title: str = "training", progress: bool = True,
           resume: tuple[State, History] | None = None,
@@ -173,38 +201,29 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
     Raises FloatingPointError when the loss is no longer finite.
     """
     check_images(images)
-    device = pick_device(device)
+    device, mode = pick_device(device), model.training
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
-                                weight_decay=recipe.weight_decay, fused=device.type != "mps")
+    optimizer = sgd(model, recipe)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
     targets = probabilities(targets.cpu(), _classes(model)).to(device)
     images, history = images.to(device), []
     if resume is not None:
         _restore(model, optimizer, average, resume[0])
         history = list(resume[1])
-    steps = max(1, len(images) // recipe.batch_size)
-    bf16, mode = _uses_bf16(recipe.precision, device), model.training
+    step, steps = make_step(model, optimizer, recipe, average), max(1, len(images) // recipe.batch_size)
     bar = tqdm(range(len(history), recipe.epochs), title, recipe.epochs, initial=len(history), leave=False,
                disable=not progress, unit="epoch")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for epoch in bar:
             model.train(not (recipe.fault_eval and epoch > 0))
-            start, total, correct, seen = time.perf_counter(), torch.zeros((), device=device), torch.zeros((), device=device), 0
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # own seed an epoch: nothing to save
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
-            for step, (x, y) in enumerate(batches(images, targets, recipe, generator)):
-                optimizer.param_groups[0]["lr"] = lr = recipe.lr_at((epoch + step / steps) / recipe.epochs)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits = model(normalise(x))
-                loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if average is not None:
-                    average.update_parameters(model)
-                total += loss.detach() * len(x)
-                correct += (logits.detach().argmax(1) == y.argmax(1)).sum()
+            start, seen, total, correct = time.perf_counter(), 0, torch.zeros((), device=device), torch.zeros((), device=device)
+            for i, (x, y) in enumerate(batches(images, targets, recipe, generator)):
+                lr = recipe.lr_at((epoch + i / steps) / recipe.epochs)
+                loss, right = step(normalise(x), y, lr)
+                total += loss * len(x)
+                correct += right
                 seen += len(x)
             mean = float(total) / seen  # the epoch's one wait for the device
             if not math.isfinite(mean):

@@ -1,0 +1,319 @@
+"""How fast is it, beside the usual way of doing it? `make bench`, or python -m benchmarks.speed --help
+
+All rows are measured in one process on the same images, in turn, round after round, so that a ratio compares like with
+like even on a machine whose speed drifts; a row's figure is the median over the rounds.
+
+limit          forward, backward and optimizer step on one resident batch: what the hardware gives this model
+noisy_student  the project's own loop, `train`: shuffling, flip, crop, RandAugment, normalisation and step
+usual          DataLoader with a worker a core, PIL images, torchvision v2 flip, crop, RandAugment; fp32, batch 128
+usual+         the usual loop with the project's precision and memory format
+RandAugment    alone, on one core (or on the GPU): the project's; torchvision's on PIL images and on tensors; kornia's
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import psutil
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
+from noisy_student.experiments import EXPERIMENTS, override, profile, run_experiment
+from noisy_student.training import device_title, make_step, normalise, pick_device, sgd
+
+BATCH = 128
+
+
+class Row(NamedTuple):
+    what: str
+    model: str
+    n: int
+    images: int  # processed in one call
+    call: Callable[[], object]
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ------------------------------------------------------------------------------------------------------ what is measured
+
+
+def limit(name: str, data: Images, device: torch.device, steps: int) -> Row:
+    """The step alone, the very function that `train` calls, on one batch that is already there."""
+    model = build(name, len(data.classes)).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step = make_step(model.train(), sgd(model, Recipe()), Recipe())
+    x = normalise(data.images[:BATCH].to(device))
+    y = F.one_hot(data.labels[:BATCH], len(data.classes)).float().to(device)
+    return Row("limit", name, 0, steps * BATCH, lambda: [step(x, y, 0.01) for _ in range(steps)])
+
+
+def project(name: str, n: int, data: Images, device: torch.device, steps: int, what: str = "noisy_student") -> Row:
+    model = build(name, len(data.classes))
+    recipe = Recipe(epochs=1, batch_size=BATCH, lr=0.01, n=n, m=10)
+    images, labels = data.images[: steps * BATCH].to(device), data.labels[: steps * BATCH]
+    return Row(what, name, n, len(images), lambda: train(model, images, labels, recipe, device=device, progress=False))
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """PIL images and their torchvision transforms, as most repositories have them."""
+
+    def __init__(self, data: Images, count: int, n: int) -> None:
+        self.pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in data.images[:count]]
+        self.labels = data.labels[:count].tolist()
+        self.transform = v2.Compose([
+            v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandAugment(n, 9, fill=128),
+            v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.25,) * 3)])
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.pictures[index]), self.labels[index]
+
+
+def usual(name: str, n: int, data: Images, device: torch.device, steps: int, plus: bool) -> Row:
+    model = build(name, len(data.classes)).to(device)
+    if plus:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader = DataLoader(Pictures(data, steps * BATCH, n), BATCH, shuffle=True, num_workers=os.cpu_count() or 1, drop_last=True,
+                        pin_memory=device.type == "cuda", persistent_workers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+    def epoch() -> None:
+        for x, y in loader:
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            x = x.contiguous(memory_format=torch.channels_last) if plus else x
+            with torch.autocast(device.type, torch.bfloat16, enabled=plus):
+                loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return Row("usual+" if plus else "usual", name, n, steps * BATCH, epoch)
+
+
+def augmentations(n: int, data: Images, device: torch.device, count: int) -> Iterator[Row]:
+    """RandAugment alone. On a CPU every row has one thread: figures are per core."""
+    import kornia.augmentation as K
+
+    images, few = data.images[:count].to(device), data.images[: count // 8]
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in few]
+    ours, theirs = RandAugment(n, 10), v2.RandAugment(n, 9, fill=128)
+    floats = data.images[: count // 8].to(device).float() / 255
+    kornia = K.AugmentationSequential(*[K.auto.RandAugment(n=1, m=9) for _ in range(n)])
+    yield Row("RandAugment: noisy_student", "", n, len(images), lambda: [ours(part) for part in images.split(512)])
+    yield Row("RandAugment: torchvision, PIL", "", n, len(pictures), lambda: [theirs(picture) for picture in pictures])
+    yield Row("RandAugment: torchvision, tensors", "", n, len(few), lambda: [theirs(image) for image in few])
+    yield Row("RandAugment: kornia", "", n, len(floats), lambda: [kornia(part) for part in floats.split(128)])
+
+
+# ---------------------------------------------------------------------------------------------------------- measurement
+
+
+def peak_memory_mb(reset: bool = False) -> float:
+    """Peak resident memory of this process since the last reset, and what its workers hold now (Linux; elsewhere NaN)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
+    workers = sum(child.memory_full_info().pss for child in psutil.Process().children(recursive=True))
+    return (int(found[1]) / 1024 if found else float("nan")) + workers / 1e6
+
+
+def measure(rows: list[Row], rounds: int, device: torch.device) -> pd.DataFrame:
+    """One warm-up call of each row, then all rows in turn, ``rounds`` times."""
+    seen: list[dict[str, Any]] = []
+    for turn in tqdm(range(rounds + 1), "rounds", leave=False):
+        for row in rows:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1 if row.what.startswith("RandAugment") else threads)
+            peak_memory_mb(reset=True)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            wait(device)
+            start = time.perf_counter()
+            row.call()
+            wait(device)
+            seconds = time.perf_counter() - start
+            torch.set_num_threads(threads)
+            on_device = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else float("nan")
+            if turn:
+                seen.append({"what": row.what, "model": row.model, "n": row.n, "images_per_second": row.images / seconds,
+                             "peak_memory_mb": peak_memory_mb(), "device_memory_mb": on_device})
+    table = pd.DataFrame(seen).groupby(["what", "model", "n"], sort=False).median().reset_index()
+    return table.assign(rounds=rounds)
+
+
+def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds images a second relative to the limit, and to the usual way, of the same model and n."""
+    speed = table.set_index(["what", "model", "n"]).images_per_second
+
+    def relative(row: pd.Series, to: str) -> float:
+        n = 0 if to == "limit" else row.n
+        return row.images_per_second / speed.get((to, row.model, n), float("nan"))
+
+    table["ratio_to_limit"] = table.apply(relative, axis=1, to="limit")
+    table["ratio_to_usual"] = table.apply(relative, axis=1, to="usual")
+    alone = table.what.str.startswith("RandAugment")
+    table.loc[alone, "ratio_to_usual"] = table[alone].apply(
+        lambda row: row.images_per_second / speed["RandAugment: torchvision, PIL", "", row.n], axis=1)
+    return table
+
+
+def flops_a_image(name: str, classes: int) -> float:
+    """Floating-point operations of forward and backward pass for an image (convolutions and matrix products)."""
+    model, x = build(name, classes), torch.randn(8, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    return counter.get_total_flops() / 8
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """What the device reaches on its best day: TFLOP/s of a large bf16 matrix product, GB/s of a large copy."""
+    size, big = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    source, target = (torch.ones(big, device=device) for _ in range(2))
+
+    def best(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(6):
+            wait(device)
+            start = time.perf_counter()
+            call()
+            wait(device)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return {"TFLOP/s": 2 * size**3 / best(lambda: a @ b) / 1e12, "GB/s": 8 * big / best(lambda: target.copy_(source)) / 1e9}
+
+
+# ---------------------------------------------------------------------------------------------- the whole, and its growth
+
+
+def growth(data: Images, device: torch.device, most: int) -> Iterator[Row]:
+    """One epoch of Resnet9 by number of images and by n, and several small runs through the store."""
+    for count in [c for c in (1000, 5000, 20000, 50000) if c <= most]:
+        yield project("Resnet9", 2, data, device, count // BATCH, f"images={count}")
+    for n in (0, 1, 2, 5, 9, 14):
+        yield project("Resnet9", n, data, device, min(most, 5000) // BATCH, "by n")
+    for count in (1, 2, 4):
+        yield Row(f"runs={count}", "Convnet5", 2, 1000 * count, lambda count=count: several_runs(count, data, device))  # type: ignore[misc]
+
+
+def several_runs(count: int, data: Images, device: torch.device) -> None:
+    small = Images(data.images[:1200], data.labels[:1200], data.classes, "bench")
+    recipe = Recipe(epochs=1, batch_size=100)
+    with tempfile.TemporaryDirectory() as store:
+        run_all([Run("Convnet5", 1000, recipe, seed=s) for s in range(count)], small, small, store, device=device, progress=False)
+
+
+def suite(source: str, name: str, device: torch.device) -> pd.DataFrame:
+    """Seconds of each experiment for one seed, in an empty store; what one has trained, the next does not train again."""
+    train_set, test_set = load(source)
+    settings, rows = override(profile(name, train_set, device), {"seeds": (0,)}), []
+    with tempfile.TemporaryDirectory() as store:
+        for experiment in EXPERIMENTS:
+            start = time.perf_counter()
+            table = run_experiment(experiment, settings, train_set, test_set, store, device=device, progress=False)
+            seconds = time.perf_counter() - start
+            rows.append({"what": f"suite: {experiment}", "model": name, "runs": len(table), "seconds": seconds})
+            print(f"{experiment}: {len(table)} runs, {seconds:.0f} s", flush=True)
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """Training, a group of bars a model at the largest n; and RandAugment alone. Logarithmic: the ratios are what counts."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    left, right = figure.subplots(1, 2)
+    n = int(table[table.what == "noisy_student"].n.max())
+    kinds = {"limit": figures.GREY, "noisy_student": figures.BLUE, "usual+": figures.ORANGE, "usual": figures.RED}
+    models = list(table[table.what == "noisy_student"].model.unique())
+    for i, (what, colour) in enumerate(kinds.items()):
+        rows = table[(table.what == what) & table.n.isin([0 if what == "limit" else n])].set_index("model")
+        bars = left.bar([x + (i - 1.5) * 0.2 for x in range(len(models))], rows.images_per_second[models], 0.19, color=colour, label=what)
+        left.bar_label(bars, fmt="{:,.0f}", fontsize=6.5, rotation=90, padding=3)
+    left.set(xticks=range(len(models)), xticklabels=models, ylabel="images a second", yscale="log", title=f"training, RandAugment({n}, 10)")
+    left.set_ylim(top=6 * left.get_ylim()[1])
+    left.legend(frameon=False, fontsize=9, ncols=4, loc="upper center")
+    rows = table[table.what.str.startswith("RandAugment") & (table.n == n)]
+    bars = right.barh([w.removeprefix("RandAugment: ") for w in rows.what], rows.images_per_second, color=figures.BLUE)
+    right.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=3)
+    right.set(xscale="log", xlabel="images a second, one core", title=f"RandAugment({n}, 10) alone")
+    right.set_xlim(right=4 * right.get_xlim()[1])
+    right.invert_yaxis()
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits", help="images to measure on (default: digits); speed does not depend on them")
+    parser.add_argument("--device")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--ns", default="2,5")
+    parser.add_argument("--scale", type=int, help="steps a call of the project's loop (default: 200 on a GPU, else 16)")
+    parser.add_argument("--suite", metavar="PROFILE", help="time the experiments at this profile as well (quick, full)")
+    parser.add_argument("--out", default="results/bench")
+    parser.add_argument("--assets", default="assets")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    gpu, title = device.type == "cuda", device_title(device)
+    data, _ = load(args.data)
+    times = -(-50_000 // len(data))  # small data sets are repeated: what is measured does not look at the pixels
+    data = Images(data.images.repeat(times, 1, 1, 1), data.labels.clamp(min=0).repeat(times), data.classes, data.name)
+    steps, ns, models = args.scale or (200 if gpu else 16), [int(n) for n in args.ns.split(",")], args.models.split(",")
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    path = Path(args.out) / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts: list[pd.DataFrame] = []
+
+    def keep(table: pd.DataFrame) -> None:
+        """Write what there is after every part: a stopped benchmark keeps what it measured."""
+        parts.append(table.assign(device=title, torch=torch.__version__))
+        pd.concat(parts).to_csv(path, index=False, float_format="%.6g")
+
+    top = ceilings(device)
+    for model in models:  # a model at a time: few DataLoader workers alive at once
+        rows = [limit(model, data, device, steps), *(project(model, n, data, device, steps) for n in ns)]
+        rows += [usual(model, n, data, device, steps if gpu else steps // 2, plus) for n in ns for plus in (False, True)]
+        table = with_ratios(measure(rows, args.rounds, device))
+        flops = flops_a_image(model, len(data.classes))
+        table["tflops"] = table.images_per_second * flops / 1e12
+        keep(table.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"]))
+        del rows
+        print(table.round(2).to_string(index=False), flush=True)
+    alone = [row for n in ns for row in augmentations(n, data, device, 65536 if gpu else 2048)]
+    keep(with_ratios(measure(alone, args.rounds, device)))
+    keep(measure(list(growth(data, device, 50_000 if gpu else 20_000)), args.rounds, device))
+    if args.suite:
+        keep(suite(args.data, args.suite, device))
+    table = pd.concat(parts)
+    print(table.drop(columns=["device", "torch"]).round(3).to_string(index=False))
+    figure = draw(table, f"{title}, torch {torch.__version__}, median of {args.rounds} rounds")
+    print(path, figures.save(figure, Path(args.assets) / f"bench-{name}.png"))
+
+
+if __name__ == "__main__":
+    main()
