@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
-from noisy_student.experiments import EXPERIMENTS, override, profile, run_experiment
+from noisy_student.experiments import FOUR, override, profile, run_experiment
 from noisy_student.training import device_title, make_step, normalise, pick_device, sgd
 
 BATCH = 128
@@ -232,7 +232,7 @@ def suite(source: str, name: str, device: torch.device) -> pd.DataFrame:
     train_set, test_set = load(source)
     settings, rows = override(profile(name, train_set, device), {"seeds": (0,)}), []
     with tempfile.TemporaryDirectory() as store:
-        for experiment in EXPERIMENTS:
+        for experiment in FOUR:
             start = time.perf_counter()
             table = run_experiment(experiment, settings, train_set, test_set, store, device=device, progress=False)
             seconds = time.perf_counter() - start

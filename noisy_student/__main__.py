@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from .data import Split, load
-from .experiments import EXPERIMENTS, PROFILES, gains, override, profile, run_experiment, summary
-from .report import save_figures, write_tables
+from .experiments import FOUR, PROFILES, gains, override, profile, run_experiment, summary
+from .report import plot_tables, save_figures, write_tables
 from .runs import Store
 from .training import device_title, pick_device
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=int, default=32, help="pixels a side of images from a folder (default: 32)")
     p.add_argument("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
     p.add_argument("--profile", default="auto", help=f"{', '.join(PROFILES)}; auto: full on a GPU, else quick (default: auto)")
-    p.add_argument("--experiments", default=",".join(EXPERIMENTS), help="which, with commas between (default: all: %(default)s)")
+    p.add_argument("--experiments", default=",".join(FOUR), help="which, with commas between (default: %(default)s; also: road)")
     p.add_argument("--seeds", help="with commas between, for example 0,1,2 (default: the profile's)")
     p.add_argument("--labels", type=int, help="number of labelled images (default: the profile's)")
     p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
     p.add_argument("--out", default="out", help="folder for tables and figures (default: out)")
+    p.add_argument("--replot", metavar="FOLDER", help="draw the figures from FOLDER/runs.csv and history.csv alone; nothing is trained")
     return p
 
 
@@ -66,6 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for input that cannot be used (one sentence on stderr), 1 for a failed run."""
     args = parser().parse_args(arguments)
     try:
+        if args.replot:
+            table, history = (pd.read_csv(Path(args.replot) / name, keep_default_na=True) for name in ("runs.csv", "history.csv"))
+            table = table.fillna({"teacher": ""})
+            print(*plot_tables(table, history, Path(args.out)), sep="\n")
+            return 0
         device, store = pick_device(args.device), Store(args.store)
         train, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
         settings = override(profile(args.profile, train, device), _changes(args))

@@ -1,4 +1,4 @@
-"""The four experiments, each a list of Runs for one seed after the other; and the settings that decide them."""
+"""The experiments, each a list of Runs for one seed; and the settings that decide them."""
 
 from __future__ import annotations
 
@@ -157,8 +157,21 @@ def label_counts(settings: Settings, seed: int) -> list[Run]:
     return runs
 
 
-EXPERIMENTS = {"grid": grid, "baselines": baselines, "students": students, "generations": generations,
-               "label_counts": label_counts}
+def road(settings: Settings, seed: int) -> list[Run]:
+    """5. On labels alone, from the original's recipe and its faults to ours, one step after the other, at equal epochs."""
+    ours = settings.supervised
+    recipe = Recipe.original(faults=True).replace(epochs=ours.epochs, precision=ours.precision)
+    steps = [(), ("fault_eval",), ("fault_equalize",), ("lr", "schedule", "batch_size", "momentum", "weight_decay"), ("flip", "crop"),
+             ("n", "m"), tuple(f.name for f in fields(Recipe))]
+    recipes = []
+    for names in steps:
+        recipe = recipe.replace(**{name: getattr(ours, name) for name in names})
+        recipes.append(recipe)
+    return [Run(model, settings.labels, recipe, seed=seed) for model in (settings.chain[0], settings.chain[-1]) for recipe in recipes]
+
+
+FOUR = {"grid": grid, "baselines": baselines, "students": students, "generations": generations, "label_counts": label_counts}
+EXPERIMENTS = {**FOUR, "road": road}
 
 
 def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str) -> list[Run]:
@@ -185,6 +198,7 @@ def run_experiment(name: str, settings: Settings, train: Images, test: Images, s
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of seeds of each setting: what the notebook and the command line show."""
     by = ["experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout"]
+    by += [f.name for f in fields(Recipe) if f.name not in by and table[f.name].nunique() > 1]
     score = "validation_accuracy" if table["accuracy"].isna().all() else "accuracy"
     aggregations = {score: (score, "mean"), "std": (score, "std"), "seeds": ("seed", "nunique")}
     if table["pseudo_accuracy"].notna().any():

@@ -352,9 +352,9 @@ def _teachers_first(runs: Sequence[Run]) -> list[Run]:
 
 
 def _row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    recipe = {name: getattr(run.recipe, name) for name in ("n", "m", "dropout", "stochastic_depth", "epochs")}
     scores = ("accuracy", "validation_accuracy", "pseudo_accuracy", "kept", "seconds", "images_per_second")
     return {"model": run.model, "teacher": run.teacher.model if run.teacher else "", "pseudo": run.pseudo,
-            "generation": run.generation, "labels": run.labels, **recipe, "threshold": run.threshold,
-            "balance": run.balance, "seed": run.seed, "device": result["device"], "title": result["title"], "data": run.data,
+            "generation": run.generation, "labels": run.labels, **asdict(run.recipe), "threshold": run.threshold,
+            "balance": run.balance, "flip_average": run.flip_average, "temperature": run.temperature,
+            "repeat_labels": run.repeat_labels, "seed": run.seed, "device": result["device"], "title": result["title"], "data": run.data,
             **{name: float("nan") if result[name] is None else result[name] for name in scores}, "key": run.key}

@@ -2,11 +2,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from noisy_student.__main__ import main
-from noisy_student.experiments import EXPERIMENTS
+from noisy_student.experiments import FOUR
 
 TINY = ["--seeds", "0", "--device", "cpu", "--set", "recipe.epochs=1", "--set", "recipe.n=1", "--set", "chain=['Convnet5','Convnet6']",
         "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=[2,5]", "--set", "label_counts=[100,200]"]
@@ -19,7 +21,7 @@ def places(path: Path) -> list[str]:
 def test_all_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, *places(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for word in ("8x8 digits: 1,300", "497 test images", *EXPERIMENTS, "gain", "interval"):
+    for word in ("8x8 digits: 1,300", "497 test images", *FOUR, "gain", "interval"):
         assert word in printed
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == sorted(
@@ -32,6 +34,11 @@ def test_all_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(table.key) == {p.name for p in (tmp_path / "runs").iterdir() if not p.name.startswith(".")}
     before = (out / "runs.csv").read_bytes()
     assert main([*TINY, *places(tmp_path)]) == 0 and (out / "runs.csv").read_bytes() == before
+
+    assert main(["--replot", str(out), "--out", str(tmp_path / "again")]) == 0
+    for name in ("ablation", "curves", "generations", "grid", "result1", "result2"):
+        with Image.open(out / f"{name}.png") as first, Image.open(tmp_path / "again" / f"{name}.png") as second:
+            assert np.array_equal(np.asarray(first), np.asarray(second)), name
 
 
 def test_one_experiment_on_a_folder(folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
+from dataclasses import fields
+
 import pandas as pd
 import pytest
 import torch
 
 from noisy_student import Images, Recipe, experiments
-from noisy_student.experiments import EXPERIMENTS, Settings, gains, override, profile, run_experiment, summary
+from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, gains, override, profile, run_experiment, summary
 
 
 def images(count: int, name: str = "photos", known: int | None = None) -> Images:
@@ -53,6 +55,15 @@ def test_label_counts_bound_the_steps() -> None:
     steps = [r.labels * r.recipe.epochs for r in runs]
     assert max(steps) <= 4.3 * steps[0]
     assert runs[0] in EXPERIMENTS["baselines"](FULL, 0)
+
+
+def test_road_leads_from_the_original_to_ours() -> None:
+    runs = [run for run in EXPERIMENTS["road"](FULL, 0) if run.model == "Convnet5"]
+    assert len({run.key for run in runs}) == len(runs) == 7 and runs[-1].recipe == FULL.supervised
+    assert runs[0].recipe == Recipe.original(faults=True).replace(epochs=8)
+    changed = [{f.name for f in fields(Recipe) if getattr(a.recipe, f.name) != getattr(b.recipe, f.name)}
+               for a, b in zip(runs, runs[1:], strict=False)]
+    assert changed[0] == {"fault_eval"} and changed[1] == {"fault_equalize"} and changed[3] == {"flip", "crop"}
 
 
 @pytest.mark.parametrize(("train", "name"), [
@@ -118,5 +129,5 @@ def test_gains_are_paired_by_seed() -> None:
 
 
 def test_experiments_are_named() -> None:
-    assert list(EXPERIMENTS) == ["grid", "baselines", "students", "generations", "label_counts"]
+    assert list(EXPERIMENTS) == [*FOUR, "road"] and list(FOUR) == ["grid", "baselines", "students", "generations", "label_counts"]
     assert all(getattr(experiments, name) is function for name, function in EXPERIMENTS.items())

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from noisy_student import Recipe, build, evaluate, predict, train
 from noisy_student.data import Images
-from noisy_student.training import normalise
+from noisy_student.training import make_step, normalise, plain_step, sgd
 
 FAST = Recipe(epochs=2, batch_size=20, n=1, precision="fp32")
 Pair = tuple[Images, Images]
@@ -132,3 +132,19 @@ def test_bad_targets(tiny: Pair) -> None:
         trained(tiny[0].images, tiny[0].labels + 5, FAST)
     with pytest.raises(ValueError, match="not probabilities"):
         trained(tiny[0].images, torch.ones(60, 2), FAST)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_replayed_graph_is_the_plain_step(tiny: Pair, momentum: float) -> None:
+    recipe = FAST.replace(dropout=0.0, momentum=momentum)
+    results = []
+    for make in (make_step, plain_step):
+        torch.manual_seed(0)
+        model = build("Resnet9", 2, dropout=0.0).cuda().train()
+        step = make(model, sgd(model, recipe), recipe)
+        x, y = normalise(tiny[0].images.cuda()), F.one_hot(tiny[0].labels, 2).float().cuda()
+        losses = [float(step(x, y, lr)[0]) for lr in (0.01, 0.1, 0.05)]
+        results.append((losses, torch.cat([p.detach().flatten() for p in model.parameters()])))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-3)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-3)
