@@ -1,4 +1,5 @@
 from dataclasses import fields
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -62,7 +63,7 @@ def test_road_leads_from_the_original_to_ours() -> None:
     assert len({run.key for run in runs}) == len(runs) == 7 and runs[-1].recipe == FULL.supervised
     assert runs[0].recipe == Recipe.original(faults=True).replace(epochs=8)
     changed = [{f.name for f in fields(Recipe) if getattr(a.recipe, f.name) != getattr(b.recipe, f.name)}
-               for a, b in zip(runs, runs[1:], strict=False)]
+               for a, b in pairwise(runs)]
     assert changed[0] == {"fault_eval"} and changed[1] == {"fault_equalize"} and changed[3] == {"flip", "crop"}
 
 
