@@ -165,10 +165,10 @@ def road(settings: Settings, seed: int) -> list[Run]:
     recipe = Recipe.original(faults=True).replace(epochs=ours.epochs, precision=ours.precision)
     steps = [(), ("fault_eval",), ("fault_equalize",), ("lr", "schedule", "batch_size", "momentum", "weight_decay"), ("flip", "crop"),
              ("n", "m"), tuple(f.name for f in fields(Recipe))]
-    recipes = []
+    recipes = {}
     for names in steps:
         recipe = recipe.replace(**{name: getattr(ours, name) for name in names})
-        recipes.append(recipe)
+        recipes[recipe] = None  # once, where a step changes nothing
     return [Run(model, settings.labels, recipe, seed=seed) for model in (settings.chain[0], settings.chain[-1]) for recipe in recipes]
 
 
