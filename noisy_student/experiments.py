@@ -165,7 +165,7 @@ def road(settings: Settings, seed: int) -> list[Run]:
     recipe = Recipe.original(faults=True).replace(epochs=ours.epochs, precision=ours.precision)
     steps = [(), ("fault_eval",), ("fault_equalize",), ("lr", "schedule", "batch_size", "momentum", "weight_decay"), ("flip", "crop"),
              ("n", "m"), tuple(f.name for f in fields(Recipe))]
-    recipes = {}
+    recipes: dict[Recipe, None] = {}
     for names in steps:
         recipe = recipe.replace(**{name: getattr(ours, name) for name in names})
         recipes[recipe] = None  # once, where a step changes nothing
