@@ -1,13 +1,15 @@
 # make run   installs into .venv and runs both notebooks (DATA=, PROFILE=, OUT= choose what and where to)
 # make test  all tests, lint and types
+# make results  all experiments without Jupyter: tables into results/, figures into assets/
 # make lab   opens Jupyter on the notebooks
 PYTHON  ?= python3
 DATA    ?= digits
 PROFILE ?= quick
-OUT     ?= out/$(notdir $(basename $(basename $(DATA))))-$(PROFILE)
+NAME    := $(notdir $(basename $(basename $(patsubst %/,%,$(DATA)))))
+OUT     ?= out/$(NAME)-$(PROFILE)
 BIN     := .venv/bin
 
-.PHONY: run test lab bench soak
+.PHONY: run test results lab bench soak
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noisy_student needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -26,6 +28,9 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not soak"
+
+results: .venv/installed
+	$(BIN)/python -m noisy_student --data "$(DATA)" --profile "$(PROFILE)" $(ARGS) --out "results/$(NAME)" --figures "assets/$(NAME)"
 
 lab: .venv/installed
 	$(BIN)/jupyter lab run.ipynb

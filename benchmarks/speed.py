@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
 from noisy_student.experiments import FOUR, override, profile, run_experiment
-from noisy_student.training import device_title, make_step, normalise, pick_device, sgd
+from noisy_student.step import make_step, sgd
+from noisy_student.training import device_title, normalise, pick_device
 
 BATCH = 128
 

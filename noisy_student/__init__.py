@@ -4,7 +4,8 @@ from . import experiments, figures
 from .augment import RandAugment
 from .data import Images, Split, load, split
 from .models import MODELS, build
-from .runs import Run, Store, run_all
+from .runs import Run, run_all
+from .store import Store
 from .training import Recipe, evaluate, predict, train
 
 __version__ = "1.0.0"

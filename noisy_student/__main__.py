@@ -12,7 +12,7 @@ import pandas as pd
 from .data import Split, load
 from .experiments import FOUR, PROFILES, gains, override, profile, run_experiment, summary
 from .report import plot_tables, save_figures, write_tables
-from .runs import Store
+from .store import Store
 from .training import device_title, pick_device
 
 EPILOG = """examples:
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
     p.add_argument("--out", default="out", help="folder for tables and figures (default: out)")
+    p.add_argument("--figures", help="folder for the figures, if another (default: that of --out)")
     p.add_argument("--replot", metavar="FOLDER", help="draw the figures from FOLDER/runs.csv and history.csv alone; nothing is trained")
     return p
 
@@ -66,11 +67,13 @@ def _changes(args: argparse.Namespace) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for input that cannot be used (one sentence on stderr), 1 for a failed run."""
     args = parser().parse_args(arguments)
+    out = Path(args.out)
+    pictures = Path(args.figures or out)
     try:
         if args.replot:
             table, history = (pd.read_csv(Path(args.replot) / name, keep_default_na=True) for name in ("runs.csv", "history.csv"))
             table = table.fillna({"teacher": ""})
-            print(*plot_tables(table, history, Path(args.out)), sep="\n")
+            print(*plot_tables(table, history, pictures), sep="\n")
             return 0
         device, store = pick_device(args.device), Store(args.store)
         train, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
@@ -82,12 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
             table = run_experiment(name.strip(), settings, train, test, store, saved_split=saved, device=device)
             tables.append(table)
             print(f"\n{name}\n{summary(table).to_string(index=False)}", flush=True)
-            write_tables(pd.concat(tables), store, Path(args.out))
+            write_tables(pd.concat(tables), store, out)
         table = pd.concat(tables)
         if {"baselines", "students"} <= set(table.experiment):
             print(f"\nwhat Noisy Student gained, in points, with the 95% interval over seeds\n{gains(table).to_string(index=False)}")
-        paths = save_figures(table, store, train, test, Path(args.out), device)
-        print(f"\ntables and {len(paths)} figures: {Path(args.out).resolve()}")
+        paths = save_figures(table, store, train, test, pictures, device)
+        print(f"\ntables: {out.resolve()}\n{len(paths)} figures: {pictures.resolve()}")
         return 0
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

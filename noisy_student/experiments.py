@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from .data import Images, Split, unknown
-from .runs import Run, Store, run_all
+from .runs import Run, run_all
+from .store import Store
 from .training import Recipe, pick_device
 
 PROFILES = ("auto", "quick", "full")

@@ -11,7 +11,7 @@ import torch
 from . import figures
 from .augment import OPS, apply_op
 from .data import Images
-from .runs import Store
+from .store import Store
 from .training import predict
 
 

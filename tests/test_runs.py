@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from noisy_student import Recipe, Run, Store, run_all, runs, split
+from noisy_student import Recipe, Run, Store, run_all, runs, split, store
 from noisy_student.data import Images
 from noisy_student.runs import pseudo_labels
 
@@ -106,7 +106,7 @@ def test_damaged_entry_is_set_aside_and_trained_again(tiny: Pair, tmp_path: Path
 
 def test_entry_of_an_older_version_is_set_aside(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = go([TEACHER], tiny, tmp_path).key[0]
-    monkeypatch.setattr(runs, "VERSION", runs.VERSION + 1)
+    monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
     go([TEACHER], tiny, tmp_path)
     assert len(list(tmp_path.glob(f"{key}.from-version-1-*"))) == 1
 

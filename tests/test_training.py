@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from noisy_student import Recipe, build, evaluate, predict, train
 from noisy_student.data import Images
-from noisy_student.training import make_step, normalise, plain_step, sgd
+from noisy_student.step import make_step, plain_step, sgd
+from noisy_student.training import normalise
 
 FAST = Recipe(epochs=2, batch_size=20, n=1, precision="fp32")
 Pair = tuple[Images, Images]
