@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from .data import Split, load
-from .experiments import FOUR, PROFILES, gains, override, profile, run_experiment, summary
+from .experiments import FOUR, PROFILES, override, profile, run_experiment
 from .report import plot_tables, save_figures, write_tables
+from .statistics import gains, summary, worth
 from .store import Store
 from .training import device_title, pick_device
 
@@ -89,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
         table = pd.concat(tables)
         if {"baselines", "students"} <= set(table.experiment):
             print(f"\nwhat Noisy Student gained, in points, with the 95% interval over seeds\n{gains(table).to_string(index=False)}")
+        if {"label_counts", "students"} <= set(table.experiment):
+            print(f"\nhow many labels the last students are worth\n{worth(table).to_string(index=False)}")
         paths = save_figures(table, store, train, test, pictures, device)
         print(f"\ntables: {out.resolve()}\n{len(paths)} figures: {pictures.resolve()}")
         return 0

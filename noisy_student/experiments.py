@@ -196,32 +196,3 @@ def run_experiment(name: str, settings: Settings, train: Images, test: Images, s
     table = run_all(runs, train, test, store, saved_split=saved_split, device=device, progress=progress)
     table.insert(0, "experiment", name)
     return table
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number of seeds of each setting: what the notebook and the command line show."""
-    by = ["experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout"]
-    by += [f.name for f in fields(Recipe) if f.name not in by and table[f.name].nunique() > 1]
-    score = "validation_accuracy" if table["accuracy"].isna().all() else "accuracy"
-    aggregations = {score: (score, "mean"), "std": (score, "std"), "seeds": ("seed", "nunique")}
-    if table["pseudo_accuracy"].notna().any():
-        aggregations |= {"pseudo_accuracy": ("pseudo_accuracy", "mean"), "kept": ("kept", "mean")}
-    return table.groupby(by, sort=False).agg(**aggregations).round(2).reset_index()
-
-
-def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """What Noisy Student gained: for each student model and kind, accuracy minus the supervised run of its seed.
-
-    table: rows of "baselines" and "students". The interval is Student's, 95%, over the seeds' paired differences.
-    """
-    from .figures import mean_and_interval
-
-    plain = table[(table.experiment == "baselines")].drop_duplicates(["model", "seed"])  # the first is with all noise
-    pairs = table[(table.experiment == "students") & (table.pseudo != "none")].merge(
-        plain[["model", "seed", "accuracy"]], on=["model", "seed"], suffixes=("", "_supervised"))
-    rows = []
-    for (model, pseudo), group in pairs.groupby(["model", "pseudo"], sort=False):
-        gain, interval = mean_and_interval(group.accuracy - group.accuracy_supervised)
-        rows.append({"model": model, "pseudo": pseudo, "supervised": group.accuracy_supervised.mean(),
-                     "student": group.accuracy.mean(), "gain": gain, "interval": interval, "seeds": len(group)})
-    return pd.DataFrame(rows).round(2)

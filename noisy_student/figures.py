@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
+
+from .statistics import labels_worth, mean_and_interval, worth_text
 
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the kinds apart in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -25,59 +26,6 @@ ORIGINAL = {  # the original experiment: CIFAR-10 test accuracy in percent, one 
 }
 ORIGINAL_BY_LABELS = {5000: 67.7, 6000: 69.5, 7000: 71.0, 8000: 72.0, 9000: 73.1, 10000: 74.2, 20000: 80.8,
                       30000: 84.0, 40000: 84.9, 50000: 85.4}
-
-
-def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half width of Student's 95% interval; the half width of a single value is NaN."""
-    array = np.asarray(list(values), dtype=float)
-    array = array[~np.isnan(array)]
-    if len(array) < 2:
-        return float(array.mean()) if len(array) else math.nan, math.nan
-    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
-
-
-class Worth(NamedTuple):
-    """A number of labels and its 95% interval; infinite beyond the measured range, NaN where one seed gives none."""
-
-    labels: float
-    low: float
-    high: float
-
-
-def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 2000) -> Worth:
-    """How many labels a supervised model needs for the student's mean accuracy.
-
-    table: the rows of "label_counts"; student: accuracies in percent, one a seed. The supervised mean, made monotone,
-    is interpolated linearly in log(labels); the interval is a bootstrap over the seeds of both.
-    """
-    counts = np.sort(table.labels.unique())
-    groups = [table[table.labels == count].accuracy.to_numpy() for count in counts]
-
-    def crossing(curve: Sequence[float], level: float) -> float:
-        rising = np.maximum.accumulate(curve)
-        if level < rising[0]:
-            return float(-math.inf)
-        if level > rising[-1]:
-            return math.inf
-        return float(np.exp(np.interp(level, rising, np.log(counts))))
-
-    estimate = crossing([g.mean() for g in groups], float(np.mean(student)))
-    if len(student) < 2:
-        return Worth(estimate, math.nan, math.nan)
-    rng = np.random.default_rng(0)
-    drawn = sorted(crossing([rng.choice(g, len(g)).mean() for g in groups], rng.choice(student, len(student)).mean())
-                   for _ in range(samples))
-    return Worth(estimate, drawn[int(0.025 * samples)], drawn[int(0.975 * samples) - 1])
-
-
-def _worth_text(worth: Worth, table: pd.DataFrame) -> str:
-    def one(value: float) -> str:
-        if math.isinf(value):
-            return f"more than {table.labels.max():,}" if value > 0 else f"fewer than {table.labels.min():,}"
-        return f"{value:,.0f}"
-
-    interval = "" if math.isnan(worth.low) or worth.low == worth.high else f" ({one(worth.low)} to {one(worth.high)})"
-    return one(worth.labels) + interval
 
 
 # -------------------------------------------------------------------------------------------------------- helpers
@@ -180,7 +128,7 @@ def result2(table: pd.DataFrame) -> Figure:
             continue
         worth = labels_worth(rows, student)
         axis.axhline(student.mean(), color=colour, ls="--" if kind == "hard" else "-",
-                     label=f"{label} {student.mean():.1f}%: worth {_worth_text(worth, rows)} labels")
+                     label=f"{label} {student.mean():.1f}%: worth {worth_text(worth, rows)} labels")
         if math.isfinite(worth.labels):
             axis.plot(worth.labels, student.mean(), marker, color=colour, markersize=11)
     counts = list(by.index)

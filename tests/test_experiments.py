@@ -1,12 +1,12 @@
 from dataclasses import fields
 from itertools import pairwise
 
-import pandas as pd
 import pytest
 import torch
 
 from noisy_student import Images, Recipe, experiments
-from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, gains, override, profile, run_experiment, summary
+from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, override, profile, run_experiment
+from noisy_student.statistics import summary
 
 
 def images(count: int, name: str = "photos", known: int | None = None) -> Images:
@@ -115,18 +115,6 @@ def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
         assert row.accuracy == pytest.approx(group.accuracy.mean(), abs=0.006)
     with pytest.raises(ValueError, match="did you mean students"):
         run_experiment("student", settings, *tiny, f"{tmp_path}")
-
-
-def test_gains_are_paired_by_seed() -> None:
-    """Against a table worked out by hand: gains 2 and 4, mean 3, Student's t with 1 degree of freedom 12.706."""
-    def row(experiment: str, pseudo: str, seed: int, accuracy: float) -> dict[str, object]:
-        return {"experiment": experiment, "model": "Resnet9", "pseudo": pseudo, "seed": seed, "accuracy": accuracy}
-
-    table = pd.DataFrame([row("baselines", "none", 0, 60), row("baselines", "none", 0, 10), row("baselines", "none", 1, 70),
-                          row("students", "soft", 1, 74), row("students", "soft", 0, 62)])
-    result = gains(table).iloc[0]
-    assert (result.supervised, result.student, result.gain, result.seeds) == (65, 68, 3, 2)
-    assert result.interval == pytest.approx(12.706 * 1, abs=0.01)  # std sqrt(2), over sqrt(2) seeds
 
 
 def test_experiments_are_named() -> None:

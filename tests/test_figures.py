@@ -8,11 +8,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy import stats
 
 from noisy_student import figures
 from noisy_student.augment import OPS, apply_op
-from noisy_student.figures import labels_worth, mean_and_interval
 
 CHAIN = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
 
@@ -107,26 +105,6 @@ def test_grid_shows_every_cell_and_frames_the_best() -> None:
 def test_original_figures_are_the_reports() -> None:
     assert sum(figures.ORIGINAL["none"].values()) == pytest.approx(263.1)
     assert figures.ORIGINAL_BY_LABELS[5000] == figures.ORIGINAL["none"]["Resnet9"]
-
-
-def test_mean_and_interval_is_students() -> None:
-    values = [60.0, 61.5, 63.0, 60.5]
-    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    mean, half = mean_and_interval(values)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert mean_and_interval([5.0, math.nan])[0] == 5 and math.isnan(mean_and_interval([5.0])[1])
-
-
-def test_labels_worth_on_a_known_curve() -> None:
-    """Accuracy 60 + 10 log2(labels / 5000) without noise: 65 is worth 5000 sqrt(2) labels."""
-    exact = pd.DataFrame([{"labels": n, "accuracy": 60 + 10 * math.log2(n / 5000)} for n in (5000, 10000, 20000) for _ in range(3)])
-    worth = labels_worth(exact, [65.0, 65.0])
-    assert worth == pytest.approx((5000 * 2**0.5,) * 3)
-    assert labels_worth(exact, [99.0]).labels == math.inf and labels_worth(exact, [5.0]).labels == -math.inf
-    worth = labels_worth(exact, [63.0, 67.0])
-    assert worth.low < worth.labels < worth.high
-    assert worth.labels == pytest.approx(5000 * 2**0.5)
-    assert (worth.low, worth.high) == pytest.approx((5000 * 2**0.3, 5000 * 2**0.7))
 
 
 def test_result2_beyond_the_measured_labels(tmp_path: Path) -> None:

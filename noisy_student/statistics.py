@@ -1,0 +1,110 @@
+"""What the tables say: means with intervals, gains, and what unlabelled images are worth in labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .training import Recipe
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half width of Student's 95% interval; the half width of a single value is NaN."""
+    array = np.asarray(list(values), dtype=float)
+    array = array[~np.isnan(array)]
+    if len(array) < 2:
+        return float(array.mean()) if len(array) else math.nan, math.nan
+    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+
+
+class Worth(NamedTuple):
+    """A number of labels and its 95% interval; infinite beyond the measured range, NaN where one seed gives none."""
+
+    labels: float
+    low: float
+    high: float
+
+
+def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 2000) -> Worth:
+    """How many labels a supervised model needs for the student's mean accuracy.
+
+    table: the rows of "label_counts"; student: accuracies in percent, one a seed. The supervised mean, made monotone,
+    is interpolated linearly in log(labels); the interval is a bootstrap over the seeds of both.
+    """
+    counts = np.sort(table.labels.unique())
+    groups = [table[table.labels == count].accuracy.to_numpy() for count in counts]
+
+    def crossing(curve: Sequence[float], level: float) -> float:
+        rising = np.maximum.accumulate(curve)
+        if level < rising[0]:
+            return float(-math.inf)
+        if level > rising[-1]:
+            return math.inf
+        return float(np.exp(np.interp(level, rising, np.log(counts))))
+
+    estimate = crossing([g.mean() for g in groups], float(np.mean(student)))
+    if len(student) < 2:
+        return Worth(estimate, math.nan, math.nan)
+    rng = np.random.default_rng(0)
+    drawn = sorted(crossing([rng.choice(g, len(g)).mean() for g in groups], rng.choice(student, len(student)).mean())
+                   for _ in range(samples))
+    return Worth(estimate, drawn[int(0.025 * samples)], drawn[int(0.975 * samples) - 1])
+
+
+def worth_text(worth: Worth, table: pd.DataFrame) -> str:
+    """A Worth in words; table: the rows of "label_counts" that it was read from."""
+    def one(value: float) -> str:
+        if math.isinf(value):
+            return f"more than {table.labels.max():,}" if value > 0 else f"fewer than {table.labels.min():,}"
+        return f"{value:,.0f}"
+
+    interval = "" if math.isnan(worth.low) or worth.low == worth.high else f" ({one(worth.low)} to {one(worth.high)})"
+    return one(worth.labels) + interval
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and number of seeds of each setting: what the notebook and the command line show."""
+    by = ["experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout"]
+    by += [f.name for f in fields(Recipe) if f.name not in by and table[f.name].nunique() > 1]
+    score = "validation_accuracy" if table["accuracy"].isna().all() else "accuracy"
+    aggregations = {score: (score, "mean"), "std": (score, "std"), "seeds": ("seed", "nunique")}
+    if table["pseudo_accuracy"].notna().any():
+        aggregations |= {"pseudo_accuracy": ("pseudo_accuracy", "mean"), "kept": ("kept", "mean")}
+    return table.groupby(by, sort=False).agg(**aggregations).round(2).reset_index()
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """What Noisy Student gained: for each student model and kind, accuracy minus the supervised run of its seed.
+
+    table: rows of "baselines" and "students". The interval is Student's, 95%, over the seeds' paired differences.
+    """
+    plain = table[(table.experiment == "baselines")].drop_duplicates(["model", "seed"])  # the first is with all noise
+    pairs = table[(table.experiment == "students") & (table.pseudo != "none")].merge(
+        plain[["model", "seed", "accuracy"]], on=["model", "seed"], suffixes=("", "_supervised"))
+    rows = []
+    for (model, pseudo), group in pairs.groupby(["model", "pseudo"], sort=False):
+        gain, interval = mean_and_interval(group.accuracy - group.accuracy_supervised)
+        rows.append({"model": model, "pseudo": pseudo, "supervised": group.accuracy_supervised.mean(),
+                     "student": group.accuracy.mean(), "gain": gain, "interval": interval, "seeds": len(group)})
+    return pd.DataFrame(rows).round(2)
+
+
+def worth(table: pd.DataFrame) -> pd.DataFrame:
+    """How many labels the chain's last students are worth to the same model on labels alone, with the 95% interval.
+
+    table: rows of "students" and "label_counts". Infinite: more than were measured.
+    """
+    counts, students = table[table.experiment == "label_counts"], table[table.experiment == "students"]
+    last = students[students.generation == students.generation.max()]
+    rows = []
+    for pseudo, group in last.groupby("pseudo", sort=False):
+        found = labels_worth(counts, group.accuracy.to_numpy())
+        rows.append({"model": group.model.iloc[0], "pseudo": pseudo, "labels": group.labels.iloc[0],
+                     "student": group.accuracy.mean(), "worth": found.labels, "low": found.low, "high": found.high})
+    return pd.DataFrame(rows).round({"student": 2, "worth": 0, "low": 0, "high": 0})

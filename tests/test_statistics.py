@@ -1,0 +1,50 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from noisy_student.statistics import gains, labels_worth, mean_and_interval, worth
+
+
+def test_mean_and_interval_is_students() -> None:
+    values = [60.0, 61.5, 63.0, 60.5]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    mean, half = mean_and_interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert mean_and_interval([5.0, math.nan])[0] == 5 and math.isnan(mean_and_interval([5.0])[1])
+
+
+def test_labels_worth_on_a_known_curve() -> None:
+    """Accuracy 60 + 10 log2(labels / 5000) without noise: 65 is worth 5000 sqrt(2) labels."""
+    exact = pd.DataFrame([{"labels": n, "accuracy": 60 + 10 * math.log2(n / 5000)} for n in (5000, 10000, 20000) for _ in range(3)])
+    worth = labels_worth(exact, [65.0, 65.0])
+    assert worth == pytest.approx((5000 * 2**0.5,) * 3)
+    assert labels_worth(exact, [99.0]).labels == math.inf and labels_worth(exact, [5.0]).labels == -math.inf
+    worth = labels_worth(exact, [63.0, 67.0])
+    assert worth.low < worth.labels < worth.high
+    assert worth.labels == pytest.approx(5000 * 2**0.5)
+    assert (worth.low, worth.high) == pytest.approx((5000 * 2**0.3, 5000 * 2**0.7))
+
+
+def test_gains_are_paired_by_seed() -> None:
+    """Against a table worked out by hand: gains 2 and 4, mean 3, Student's t with 1 degree of freedom 12.706."""
+    def row(experiment: str, pseudo: str, seed: int, accuracy: float) -> dict[str, object]:
+        return {"experiment": experiment, "model": "Resnet9", "pseudo": pseudo, "seed": seed, "accuracy": accuracy}
+
+    table = pd.DataFrame([row("baselines", "none", 0, 60), row("baselines", "none", 0, 10), row("baselines", "none", 1, 70),
+                          row("students", "soft", 1, 74), row("students", "soft", 0, 62)])
+    result = gains(table).iloc[0]
+    assert (result.supervised, result.student, result.gain, result.seeds) == (65, 68, 3, 2)
+    assert result.interval == pytest.approx(12.706 * 1, abs=0.01)  # std sqrt(2), over sqrt(2) seeds
+
+
+def test_worth_of_the_last_students() -> None:
+    """On a curve of 10 points a doubling: students at 65 are worth 5000 sqrt(2) labels; those of an earlier generation do not count."""
+    counts = [{"experiment": "label_counts", "labels": n, "accuracy": 60 + 10 * math.log2(n / 5000), "seed": s}
+              for n in (5000, 10000) for s in (0, 1)]
+    students = [{"experiment": "students", "model": "Resnet9", "labels": 5000, "pseudo": "soft", "generation": g, "accuracy": a, "seed": s}
+                for g, a in ((1, 99.0), (3, 65.0)) for s in (0, 1)]
+    (row,) = worth(pd.DataFrame(counts + students)).itertuples()
+    assert (row.student, row.worth, row.low, row.high) == (65, 7071, 7071, 7071)
