@@ -60,8 +60,9 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
         settings = Settings(recipe, recipe.replace(epochs=100, dropout=0.2), seeds=(0, 1, 2, 3, 4), generations=4)
     elif small:
         recipe = Recipe(epochs=40, batch_size=20, n=1, m=5, dropout=0.2)
-        settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, grid_models=("Convnet5",),
-                            grid_ns=(1, 2, 5), grid_ms=(2, 5, 10), label_counts=(100, 200, 400, 800))
+        settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, ablation_models=("Convnet5",),
+                            grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10),
+                            label_counts=(100, 200, 400, 800), label_recipe_steps=2)
     else:
         # Short training wants little noise, and students that see their few labels about as often as the supervised
         # models do, beside few but right pseudo-labels: docs/recipe.md has the search.
