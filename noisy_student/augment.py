@@ -204,12 +204,12 @@ _HAS_SIGN = torch.tensor([name in SIGNED for name in OPS])
 
 
 def apply_op(images: Tensor, name: str, magnitude: float | Tensor) -> Tensor:
-    """One named op on uint8 images, N x 3 x H x W; magnitude: 0 to 10, negative for the other direction."""
+    """One named op on uint8 images, N x 3 x H x W; magnitude: 0 to 10, negative for the other direction where there is one."""
     if name not in OPS:
         raise unknown("op", name, OPS)
     magnitude = torch.as_tensor(magnitude, dtype=torch.float32).expand(len(images)).to(images.device)
     if name in COLOUR:
-        return COLOUR[name](images, magnitude)
+        return COLOUR[name](images, magnitude if name in SIGNED else magnitude.abs())
     return _warp(images, GEOMETRY[name](magnitude, *images.shape[2:]))
 
 

@@ -86,7 +86,7 @@ def result1(table: pd.DataFrame) -> Figure:
     plain = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"])
     rows = pd.concat([plain, rows[(rows.experiment == "students") & (rows.pseudo != "none")]])
     models = list(dict.fromkeys(rows.model))
-    figure, (axis,) = _panels(1, f"Noisy Student by model, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 7.5)
+    figure, (axis,) = _panels(1, f"Noisy Student by model, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 9)
     for offset, (kind, (label, colour, marker)) in zip((-0.26, 0.0, 0.26), KINDS.items(), strict=True):
         first = True
         for x, model in enumerate(models):

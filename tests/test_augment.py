@@ -65,6 +65,12 @@ def test_op_agrees_with_torchvision(name: str, size: tuple[int, int]) -> None:
     assert torch.equal(images, before)
 
 
+def test_ops_without_direction_ignore_the_sign() -> None:
+    images = pictures(32, 32)
+    for name in set(OPS) - SIGNED:
+        assert torch.equal(apply_op(images, name, -7), apply_op(images, name, 7)), name
+
+
 def test_magnitude_is_per_image() -> None:
     images = pictures(32, 32)
     m = torch.linspace(0, 10, len(images))
