@@ -45,8 +45,8 @@ class Settings:
 def profile(name: str, train: Images, device: str | torch.device | None = None) -> Settings:
     """The settings of a profile for these images: "quick" (minutes on a CPU), "full" (the paper's scale, for a GPU).
 
-    "auto" takes full on a GPU and quick elsewhere. What does not fit the data (more labels than there are, mirroring
-    of digits) is adapted. Raises ValueError for an unknown name.
+    "auto" takes full on a GPU and quick elsewhere. What does not fit the data (more labels than there are, too few epochs
+    for few images, mirroring of digits) is adapted. Raises ValueError for an unknown name.
     """
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
@@ -70,14 +70,16 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
         settings = Settings(recipe, recipe.replace(epochs=6), seeds=(0,), generations=1, threshold=0.8, repeat_labels=3,
                             ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 3), grid_ms=(5, 10),
                             label_counts=(5000, 10000, 20000), label_recipe_steps=2)
+    if settings.labels >= known:  # few labels: all of them if there are images without one, else a tenth
+        labels = known if known < len(train) else max(len(train.classes), known // 10)
+        settings = replace(settings, labels=labels, label_counts=tuple(labels * k for k in (1, 2, 4, 10)))
+    epochs = {"supervised": settings.supervised.epochs, "student": settings.student.epochs}
+    if name == "full" or not small:  # smaller data, more epochs: about as many steps as on CIFAR-10
+        epochs["supervised"] = round(epochs["supervised"] * min(10, max(1, 5000 / settings.labels)))
+        epochs["student"] = round(epochs["student"] * min(10, max(1, 50_000 / len(train))))
     crop = settings.supervised.crop // 2 if written else settings.supervised.crop
-    recipes = {n: getattr(settings, n).replace(flip=not written, crop=crop) for n in ("supervised", "student")}
-    if settings.labels >= known:
-        labels = max(len(train.classes), known // 10)
-        counts = tuple(sorted({min(known, labels * k) for k in (1, 2, 4, 10)}))
-        settings = replace(settings, labels=labels, label_counts=counts)
-    counts = tuple(c for c in settings.label_counts if c <= known)
-    return replace(settings, label_counts=counts, **recipes)
+    recipes = {n: getattr(settings, n).replace(flip=not written, crop=crop, epochs=epochs[n]) for n in epochs}
+    return replace(settings, label_counts=tuple(c for c in settings.label_counts if c <= known), **recipes)
 
 
 def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:

@@ -119,6 +119,8 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
     result: dict[str, Any] = {"pseudo_accuracy": None, "kept": None}
     if run.teacher is not None:
         pool = drawn.unlabeled
+        if not len(pool):
+            raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
         teacher = store.model(run.teacher.key)
         kept, soft = pseudo_labels(predict(teacher, train_set.images[pool], flip=run.flip_average, device=device), run)
         if not len(kept):

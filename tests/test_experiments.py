@@ -74,11 +74,19 @@ def test_road_leads_from_the_original_to_ours() -> None:
 def test_profiles_fit_the_data(train: Images, name: str) -> None:
     settings = profile(name, train, "cpu")
     known = int((train.labels >= 0).sum())
-    assert len(train.classes) <= settings.labels < known
+    assert len(train.classes) <= settings.labels <= known and settings.labels < len(train)
     assert settings.label_counts[0] == settings.labels and max(settings.label_counts) <= known
     assert settings.supervised.flip == settings.student.flip == (train.name not in ("digits", "svhn"))
     for build in EXPERIMENTS.values():
         assert build(settings, settings.seeds[0])
+
+
+def test_own_folder_with_few_labels_uses_them_all() -> None:
+    settings = profile("quick", images(8000, known=300), "cpu")
+    assert settings.labels == 300 and settings.label_counts == (300,)
+    reference = profile("quick", images(50000, "cifar10"), "cpu")
+    assert settings.supervised.epochs == 10 * reference.supervised.epochs
+    assert settings.student.epochs == round(6.25 * reference.student.epochs)
 
 
 def test_auto_profile_is_quick_on_a_cpu() -> None:

@@ -205,6 +205,8 @@ def test_bad_runs(change: dict[str, object]) -> None:
 def test_more_labels_than_images_and_no_pseudo_label(tiny: Pair, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="61 labelled images wanted"):
         go([replace(TEACHER, labels=61)], tiny, tmp_path)
+    with pytest.raises(ValueError, match="all 60 images are labelled"):
+        go([replace(STUDENT, labels=60)], tiny, tmp_path)
     with pytest.raises(ValueError, match="no pseudo-label reaches"):
         go([replace(STUDENT, threshold=1.0, teacher=replace(TEACHER, recipe=FAST.replace(lr=1e-9)))], tiny, tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
