@@ -86,7 +86,8 @@ def _read_archive(path: Path) -> tuple[Files, list[str]]:
             if not any(part.startswith(".") for part in inside.split("/")):
                 files[inside] = content()
     except UNSOUND as error:
-        raise OSError(f"{path} is not a sound archive ({error or type(error).__name__}): fetch or make it again.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+        raise OSError(f"{path} is not a sound archive ({reason}): fetch or make it again.") from error
     if total > MAX_ARCHIVE_BYTES:
         raise OSError(f"{path} unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes: unpack it and give the folder instead.")
     return files, [hashlib.sha256(path.read_bytes()).hexdigest()]

@@ -44,6 +44,7 @@ recipe = Recipe(epochs=6, batch_size=50, n=1, precision="fp32")
 teacher = Run("Convnet5", 200, recipe)
 student = Run("Convnet6", 200, recipe.replace(epochs=4), teacher, "soft")
 train_set, test_set = load("digits")
+open(f"{store}.{os.getpid()}.ready", "w").close()
 table = run_all([student, teacher, Run("Resnet6", 100, recipe, seed=1), Run("Resnet9", 100, recipe, seed=2)], train_set, test_set, store,
                 device="cpu", progress=False)
 table.drop(columns=["seconds", "images_per_second"]).to_csv(f"{store}.{os.getpid()}.csv", index=False)
@@ -54,6 +55,13 @@ EPOCHS, RUNS = 6 + 4 + 6 + 6, 4
 def start(store: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", DRIVER, str(store), f"{store}.log"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def await_training(store: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until its imports are over: a kill before that hits nothing of ours."""
+    while not Path(f"{store}.{process.pid}.ready").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 def tables(store: Path) -> set[str]:
@@ -91,8 +99,7 @@ def test_a_hundred_kills(undisturbed: Path, tmp_path: Path) -> None:
         store = tmp_path / f"store{suites}"
         while True:
             process = start(store)
-            while not store.exists() and process.poll() is None:  # imports are over, training begins
-                time.sleep(0.01)
+            await_training(store, process)
             try:
                 code = process.wait(timeout=rng.uniform(0, 2.5) if kills < 100 else None)
                 assert code == 0
@@ -120,8 +127,7 @@ def test_four_processes_train_each_run_once(undisturbed: Path, tmp_path: Path) -
 def test_others_take_over_the_run_of_a_killed_process(undisturbed: Path, tmp_path: Path, moment: float) -> None:
     store = tmp_path / "store"
     first = start(store)
-    while not store.exists():
-        time.sleep(0.01)
+    await_training(store, first)
     others = [start(store) for _ in range(3)]
     time.sleep(moment)
     first.send_signal(signal.SIGKILL)
