@@ -213,7 +213,9 @@ def _classes(model: nn.Module) -> int:
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> State:
     """Model, momentum and averaged weights as one flat dict of tensors on the CPU."""
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
-    state |= {f"momentum.{i}": s["momentum_buffer"] for i, s in enumerate(optimizer.state.values()) if "momentum_buffer" in s}
+    # Numbered by parameter: the order of optimizer.state is that in which a former resume filled it.
+    buffers = (optimizer.state[p].get("momentum_buffer") for p in optimizer.param_groups[0]["params"])
+    state |= {f"momentum.{i}": buffer for i, buffer in enumerate(buffers) if buffer is not None}
     state |= {f"average.{k}": v for k, v in average.state_dict().items()} if average is not None else {}
     return {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
 

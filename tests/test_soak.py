@@ -54,7 +54,8 @@ EPOCHS, RUNS = 6 + 4 + 6 + 6, 4
 
 def start(store: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", DRIVER, str(store), f"{store}.log"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with Path(f"{store}.stderr").open("w") as errors:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def await_training(store: Path, process: subprocess.Popen[bytes]) -> None:
@@ -102,7 +103,7 @@ def test_a_hundred_kills(undisturbed: Path, tmp_path: Path) -> None:
             await_training(store, process)
             try:
                 code = process.wait(timeout=rng.uniform(0, 2.5) if kills < 100 else None)
-                assert code == 0
+                assert code == 0, Path(f"{store}.stderr").read_text()
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
