@@ -1,4 +1,4 @@
-"""Faults for real, by the hundred: `make soak`, about half an hour. docs/reliability.md says what each test proves."""
+"""Faults for real, by the hundred: `make soak`, about 15 minutes. docs/reliability.md says what each test proves."""
 
 import json
 import random
