@@ -62,7 +62,7 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
         recipe = Recipe(epochs=40, batch_size=20, n=1, m=5, dropout=0.2)
         settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, ablation_models=("Convnet5",),
                             grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10),
-                            label_counts=(100, 200, 400, 800), label_recipe_steps=2)
+                            label_counts=(100, 200, 400), label_recipe_steps=2)
     else:
         # Short training wants little noise, and students that see their few labels about as often as the supervised
         # models do, beside few but right pseudo-labels: docs/recipe.md has the search.
