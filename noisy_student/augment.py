@@ -69,15 +69,13 @@ def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
     """Blend with a 3x3 smoothing (centre 5, others 1, over 13) by 1 + 0.09 * magnitude; the border stays."""
-    # Summed along all pixels as one line: twice as fast as by rows, and wrong at the borders only, which are not used.
-    pixels, width = images.float(), images.shape[3]
-    line = pixels.view(-1)
-    rows = line[: -2 * width] + line[width:-width] + line[2 * width :]
-    box = F.pad(rows[:-2] + rows[1:-1] + rows[2:], (width + 1, width + 1)).view_as(pixels)
-    smooth = box.add_(pixels, alpha=4).div_(13).round_()
-    blended = torch.addcmul(pixels, smooth.sub_(pixels), _column(-0.09 * magnitude)).clamp_(0, 255).to(torch.uint8)
+    pixels = images.float()
+    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    inner = pixels[..., 1:-1, 1:-1]
+    smooth = box.add_(inner, alpha=4).div_(13).round_()
     out = images.clone()
-    out[..., 1:-1, 1:-1] = blended[..., 1:-1, 1:-1]
+    out[..., 1:-1, 1:-1] = torch.addcmul(inner, smooth.sub_(inner), _column(-0.09 * magnitude)).clamp_(0, 255).to(torch.uint8)
     return out
 
 
@@ -90,7 +88,7 @@ def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
 def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
     """Invert the values at or above 256 - 25.6 * magnitude: none at 0, all at 10."""
     threshold = torch.ceil(256 - 25.6 * magnitude).clamp_(0, 256)
-    # Comparing two full uint8 tensors, and inverting by xor, is ten times faster than broadcasting and torch.where.
+    # Comparing two full uint8 tensors, and inverting by xor, is 4.5 times faster than broadcasting and torch.where.
     full = _column(threshold.clamp(max=255).to(torch.uint8)).expand_as(images).contiguous()
     inverted = (images >= full).view(torch.uint8) * _column((threshold < 256).to(torch.uint8) * 255)
     return images ^ inverted
@@ -105,7 +103,7 @@ def auto_contrast(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _bincount(values: Tensor, length: int) -> Tensor:
-    """How often each of 0..length-1 occurs. On a GPU torch.bincount waits for the device; on a CPU it is 20 times faster."""
+    """How often each of 0..length-1 occurs; on a GPU torch.bincount would wait for the device."""
     if values.device.type == "cpu":
         return torch.bincount(values, minlength=length)
     ones = torch.ones(1, dtype=torch.int64, device=values.device).expand(len(values))
@@ -140,7 +138,7 @@ def _warp(images: Tensor, theta: Tensor) -> Tensor:
     a = theta.view(count, 6, 1, 1)
     source_x = (x * a[:, 0]).add(y * a[:, 1]).add_(a[:, 2] + (width - 1) / 2).round_()
     source_y = (x * a[:, 3]).add(y * a[:, 4]).add_(a[:, 5] + (height - 1) / 2).round_()
-    # Whatever lies outside comes from a border of grey: a third of the time that masking takes.
+    # Whatever lies outside comes from a border of grey: half the time of masking it.
     bordered = F.pad(images, (1, 1, 1, 1), value=FILL).flatten(2)
     index = source_y.clamp_(-1, height).add_(1).mul_(width + 2).add_(source_x.clamp_(-1, width)).add_(1)
     index = index.int().long().view(count, 1, -1).expand(-1, channels, -1)
