@@ -66,8 +66,8 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
     else:
         # Short training wants little noise, and students that see their few labels about as often as the supervised
         # models do, beside few but right pseudo-labels: docs/recipe.md has the search.
-        recipe = Recipe(epochs=20, batch_size=64, n=1, m=5, dropout=0.2)
-        settings = Settings(recipe, recipe.replace(epochs=6), seeds=(0,), generations=1, threshold=0.8, repeat_labels=3,
+        recipe = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)
+        settings = Settings(recipe, recipe.replace(epochs=8), seeds=(0,), generations=1, threshold=0.8, repeat_labels=3,
                             ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 3), grid_ms=(5, 10),
                             label_counts=(5000, 10000, 20000), label_recipe_steps=2)
     if settings.labels >= known:  # few labels: all of them if there are images without one, else a tenth
