@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyper-parameter: recipe.epochs=50")
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    p.add_argument("--workers", type=int, help="runs to train at once (default: one a core on a CPU, at most 4; one on a GPU)")
     p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
     p.add_argument("--out", default="out", help="folder for tables and figures (default: out)")
     p.add_argument("--figures", help="folder for the figures, if another (default: that of --out)")
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{train}; {len(test):,} test images; {device_title(device)}; seeds {', '.join(map(str, settings.seeds))}")
         tables = []
         for name in args.experiments.split(","):
-            table = run_experiment(name.strip(), settings, train, test, store, saved_split=saved, device=device)
+            table = run_experiment(name.strip(), settings, train, test, store, saved_split=saved, device=device,
+                                   workers=args.workers)
             tables.append(table)
             print(f"\n{name}\n{summary(table).to_string(index=False)}", flush=True)
             write_tables(pd.concat(tables), store, out)

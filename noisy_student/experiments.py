@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 
 from .data import Images, Split, unknown
-from .runs import Run, run_all
+from .runs import STUDENT_OPTIONS, Run, run_all
 from .store import Store
 from .training import Recipe, pick_device
+from .workers import default_workers
 
 PROFILES = ("auto", "quick", "full")
 
@@ -32,6 +33,7 @@ class Settings:
     balance: bool = False  # as many pseudo-labelled images in each class
     flip_average: bool = False  # teachers average image and mirror
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
+    ensemble: int = 1  # teachers of each generation, alike but for initial weights and noise, whose mean labels the images
     repeat_labels: int = 1  # how often a student's epoch sees each labelled image
     ablation_models: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # trained without each noise as well
     grid_models: tuple[str, ...] = ("Convnet5", "Resnet9")
@@ -181,21 +183,25 @@ EXPERIMENTS = {**FOUR, "road": road}
 
 
 def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str) -> list[Run]:
-    runs: list[Run] = []
+    """Students, each the teacher of the next."""
+    shared, runs = {name: getattr(settings, name) for name in STUDENT_OPTIONS}, list[Run]()
     for model in models:
-        teacher = Run(model, settings.labels, settings.student, teacher, kind, settings.threshold, settings.balance,
-                      settings.flip_average, settings.temperature, settings.repeat_labels, teacher.seed)
+        teacher = Run(model, settings.labels, settings.student, teacher, kind, seed=teacher.seed, **shared)
         runs.append(teacher)
     return runs
 
 
 def run_experiment(name: str, settings: Settings, train: Images, test: Images, store: Store | str | Path = "runs", *,
-                   saved_split: Split | None = None, device: str | torch.device | None = None,
+                   saved_split: Split | None = None, device: str | torch.device | None = None, workers: int | None = None,
                    progress: bool = True) -> pd.DataFrame:
-    """Run one experiment for all seeds; the table of :func:`noisy_student.run_all` with a column "experiment" first."""
+    """Run one experiment for all seeds; the table of :func:`noisy_student.run_all` with a column "experiment" first.
+
+    workers: processes that train at once; None: one a core on a CPU, at most 4, and one on a GPU.
+    """
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
     runs = [run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)]
-    table = run_all(runs, train, test, store, saved_split=saved_split, device=device, progress=progress)
+    workers = default_workers(pick_device(device)) if workers is None else workers
+    table = run_all(runs, train, test, store, saved_split=saved_split, device=device, workers=workers, progress=progress)
     table.insert(0, "experiment", name)
     return table

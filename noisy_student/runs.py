@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,8 +27,10 @@ from .data import Images, Split, data_key, split, unknown
 from .models import MODELS, build
 from .store import Store
 from .training import History, Recipe, State, device_title, pick_device, predict, train
+from .workers import helpers
 
 PSEUDO = ("none", "soft", "hard")
+STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels")  # fields of Run and Settings
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -43,7 +47,9 @@ class Run:
     balance: bool = False  # as many pseudo-labelled images in each class (paper, section 2)
     flip_average: bool = False  # the teacher's prediction is the mean over image and mirror
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
+    ensemble: int = 1  # the pseudo-labels are the mean prediction of so many trainings of the teacher
     repeat_labels: int = 1  # how often an epoch of a student sees each labelled image
+    member: int = 0  # trainings alike but for this differ in initial weights, order and noise
     seed: int = 0  # of the split, the initial weights, the order and the noise
     holdout: float = 0.0  # this share of the labels validates, and the test images are not looked at
     data: str = ""  # name and fingerprint of the images; filled in by run_all
@@ -57,18 +63,25 @@ class Run:
         if (self.teacher is None) != (self.pseudo == "none"):
             raise ValueError(f"pseudo={self.pseudo!r} with{'out' if self.teacher is None else ''} a teacher: a student "
                              "needs a teacher and 'soft' or 'hard', a supervised run neither.")
-        for name, low, high in (("threshold", 0, 1), ("holdout", 0, 0.9), ("temperature", 0.01, 100), ("repeat_labels", 1, 1000)):
+        for name, low, high in (("threshold", 0, 1), ("holdout", 0, 0.9), ("temperature", 0.01, 100)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is not between {low:g} and {high:g}.")
-        if isinstance(self.labels, bool) or not isinstance(self.labels, int) or self.labels < 2:
-            raise ValueError(f"labels={self.labels!r} is not a whole number from 2.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} is not a whole number from 0.")
+        for name, least in (("labels", 2), ("ensemble", 1), ("repeat_labels", 1), ("member", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} is not a whole number from {least}.")
 
     @cached_property
     def key(self) -> str:
         """A hash of all fields, the teacher's included."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+
+    @cached_property
+    def teachers(self) -> tuple[Run, ...]:
+        """The runs whose mean prediction labels the images: none, the teacher, or an ensemble of its trainings."""
+        if self.teacher is None:
+            return ()
+        return tuple(replace(self.teacher, member=self.teacher.member + i) for i in range(self.ensemble))
 
     @property
     def generation(self) -> int:
@@ -84,7 +97,8 @@ class Run:
 
     def __str__(self) -> str:
         by = f" {self.pseudo} from {self.teacher.model}" if self.teacher else ""
-        return f"{self.model}{by}, {self.labels:,} labels, seed {self.seed}"
+        member = f", member {self.member}" if self.member else ""
+        return f"{self.model}{by}, {self.labels:,} labels, seed {self.seed}{member}"
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -109,27 +123,33 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     return kept, targets[kept]
 
 
+def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
+                        device: torch.device) -> tuple[Tensor, Tensor, dict[str, float | None]]:
+    """(indices of the unlabelled images kept, targets for them, how right and how many they are); the teachers are finished."""
+    if not len(pool):
+        raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
+    images = train_set.images[pool]
+    votes = [predict(store.model(teacher.key), images, flip=run.flip_average, device=device) for teacher in run.teachers]
+    kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
+    if not len(kept):
+        raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")
+    truth = train_set.labels[pool[kept]]
+    right = (targets.argmax(1) == truth)[truth >= 0].float()
+    facts = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool)}
+    return pool[kept], targets, facts
+
+
 def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, store: Store, device: torch.device,
                progress: bool) -> None:
-    """Train one run whose teacher is finished, and commit it."""
+    """Train one run whose teachers are finished, and commit it."""
     classes, start = len(train_set.classes), time.perf_counter()
     held = round(run.holdout * run.labels)
-    learn, validate = drawn.labeled[: run.labels - held], drawn.labeled[run.labels - held :]
-    chosen, targets = learn, nn.functional.one_hot(train_set.labels[learn], classes).float()
+    chosen, validate = drawn.labeled[: run.labels - held], drawn.labeled[run.labels - held :]
+    targets = nn.functional.one_hot(train_set.labels[chosen], classes).float()
     result: dict[str, Any] = {"pseudo_accuracy": None, "kept": None}
-    if run.teacher is not None:
-        pool = drawn.unlabeled
-        if not len(pool):
-            raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
-        teacher = store.model(run.teacher.key)
-        kept, soft = pseudo_labels(predict(teacher, train_set.images[pool], flip=run.flip_average, device=device), run)
-        if not len(kept):
-            raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")
-        truth = train_set.labels[pool[kept]]
-        known = truth >= 0
-        right = (soft.argmax(1) == truth)[known].float()
-        result = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool)}
-        chosen = torch.cat([learn.repeat(run.repeat_labels), pool[kept]])
+    if run.teachers:
+        more, soft, result = _learn_from_teacher(run, train_set, drawn.unlabeled, store, device)
+        chosen = torch.cat([chosen.repeat(run.repeat_labels), more])
         targets = torch.cat([targets.repeat(run.repeat_labels, 1), soft])
     seed = int(run.key[:8], 16)  # the key, so that a student of equal size does not start as its teacher did
     with torch.random.fork_rng(devices=[]):
@@ -178,25 +198,45 @@ def _git_revision() -> str | None:
 
 
 def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Store | str | Path = "runs", *,
-            saved_split: Split | None = None, device: str | torch.device | None = None,
+            saved_split: Split | None = None, device: str | torch.device | None = None, workers: int = 1,
             progress: bool = True) -> pd.DataFrame:
     """Finish all runs, teachers first, and give a table with a row per run, in their order.
 
     What the store holds is not trained again. A run that another process is training is left to it, and waited for.
+    workers: how many processes train at once, where so many runs do not wait for one another; a script that asks for
+    more than one must do so under ``if __name__ == "__main__":``, since they are started by importing it.
     """
     store = store if isinstance(store, Store) else Store(store)
     device = pick_device(device)
     bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
-    waiting = _teachers_first(bound)
-    wanted = {(run.labels, run.seed) for run in waiting}  # all drawn now: too many labels must not fail after hours
+    ordered = _teachers_first(bound)
+    wanted = {(run.labels, run.seed) for run in ordered}  # all drawn now: too many labels must not fail after hours
     splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
-    records: dict[str, dict[str, Any]] = {}
+    records = {run.key: record for run in ordered if (record := store.find(run))}
+    missing = [run for run in ordered if run.key not in records]
+    # Counted over all runs, not the missing ones: the threads each run gets must not depend on what a killed call had finished.
+    abreast = max(Counter(run.generation for run in ordered).values(), default=0)
+    arguments = (train_set, test_set, splits, store, device)
+    with ExitStack() as stack:
+        if missing and min(workers, abreast) > 1:
+            stack.enter_context(helpers(min(workers, abreast) - 1, _finish, missing, records, *arguments, False))
+        records |= _finish(missing, records, *arguments, progress)
+    return pd.DataFrame([_row(run, records[run.key]["result"]) for run in bound])
+
+
+def _finish(runs: Sequence[Run], finished: Iterable[str], train_set: Images, test_set: Images, splits: dict[tuple[int, int], Split],
+            store: Store, device: torch.device, progress: bool) -> dict[str, dict[str, Any]]:
+    """Train each of ``runs`` unless another process does or did; their records by key, when all are there.
+
+    runs: teachers before their students. finished: keys of runs that need no training.
+    """
+    waiting, records, done = list(runs), dict[str, dict[str, Any]](), set(finished)
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=not progress) as bar:
         while waiting:
             busy = []
             for run in waiting:
                 record = store.find(run)
-                if record is None and (run.teacher is None or run.teacher.key in records):
+                if record is None and all(teacher.key in done for teacher in run.teachers):
                     with store.lock(run) as mine:
                         record = store.find(run) if mine else None
                         if mine and record is None:
@@ -206,21 +246,19 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
                     busy.append(run)
                 else:
                     records[run.key] = record
+                    done.add(run.key)
                     bar.update()
             if len(busy) == len(waiting):
                 time.sleep(0.5)  # others train all that is left
             waiting = busy
-    return pd.DataFrame([_row(run, records[run.key]["result"]) for run in bound])
+    return records
 
 
 def _teachers_first(runs: Sequence[Run]) -> list[Run]:
     """Every run once, its teachers before it."""
     ordered: dict[str, Run] = {}
     for run in runs:
-        chain = [run]
-        while chain[-1].teacher is not None:
-            chain.append(chain[-1].teacher)
-        for member in reversed(chain):
+        for member in (*_teachers_first(run.teachers), run):
             ordered.setdefault(member.key, member)
     return list(ordered.values())
 
@@ -228,7 +266,7 @@ def _teachers_first(runs: Sequence[Run]) -> list[Run]:
 def _row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     scores = ("accuracy", "validation_accuracy", "pseudo_accuracy", "kept", "seconds", "images_per_second")
     return {"model": run.model, "teacher": run.teacher.model if run.teacher else "", "pseudo": run.pseudo,
-            "generation": run.generation, "labels": run.labels, **asdict(run.recipe), "threshold": run.threshold,
-            "balance": run.balance, "flip_average": run.flip_average, "temperature": run.temperature,
-            "repeat_labels": run.repeat_labels, "seed": run.seed, "device": result["device"], "title": result["title"], "data": run.data,
+            "generation": run.generation, "labels": run.labels, **asdict(run.recipe),
+            **{name: getattr(run, name) for name in (*STUDENT_OPTIONS, "member", "seed")},
+            "device": result["device"], "title": result["title"], "data": run.data,
             **{name: float("nan") if result[name] is None else result[name] for name in scores}, "key": run.key}

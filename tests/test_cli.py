@@ -10,8 +10,9 @@ from PIL import Image
 from noisy_student.__main__ import main
 from noisy_student.experiments import FOUR
 
-TINY = ["--seeds", "0", "--device", "cpu", "--set", "recipe.epochs=1", "--set", "recipe.n=1", "--set", "chain=['Convnet5','Convnet6']",
-        "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=[2,5]", "--set", "label_counts=[100,200]"]
+TINY = ["--seeds", "0", "--device", "cpu", "--workers", "1", "--set", "recipe.epochs=1", "--set", "recipe.n=1",
+        "--set", "chain=['Convnet5','Convnet6']", "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=[2,5]",
+        "--set", "label_counts=[100,200]"]
 
 
 def places(path: Path) -> list[str]:

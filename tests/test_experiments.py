@@ -114,7 +114,7 @@ def test_bad_overrides(change: dict[str, object], message: str) -> None:
 def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
     recipe = Recipe(epochs=1, batch_size=10, n=1)
     settings = Settings(recipe, recipe, seeds=(0, 1), labels=20, chain=("Convnet5", "Convnet6"))
-    table = run_experiment("students", settings, *tiny, f"{tmp_path}", device="cpu", progress=False)
+    table = run_experiment("students", settings, *tiny, f"{tmp_path}", device="cpu", workers=1, progress=False)
     assert list(table.experiment.unique()) == ["students"] and len(table) == 6
     shown = summary(table)
     assert list(shown.seeds) == [2, 2, 2]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from noisy_student import Recipe, Run, Store, run_all, runs, split, store
+from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images
 from noisy_student.runs import pseudo_labels
 
@@ -55,7 +55,7 @@ def test_same_run_same_bits_in_any_order(tiny: Pair, tmp_path: Path) -> None:
 def test_every_field_changes_the_key() -> None:
     changes = {"model": "Resnet9", "labels": 30, "recipe": FAST.replace(lr=0.3), "teacher": replace(TEACHER, seed=3), "pseudo": "hard",
                "threshold": 0.5, "balance": True, "temperature": 0.5,
-               "repeat_labels": 2, "flip_average": True, "seed": 1, "holdout": 0.2, "data": "x", "split": "y"}
+               "repeat_labels": 2, "ensemble": 2, "member": 1, "flip_average": True, "seed": 1, "holdout": 0.2, "data": "x", "split": "y"}
     assert set(changes) == {f.name for f in fields(Run)}
     keys = {STUDENT.key, *(replace(STUDENT, **{name: value}).key for name, value in changes.items())}
     assert len(keys) == len(changes) + 1
@@ -80,6 +80,41 @@ def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, monkeypatc
     monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append(x), real(m, x, t, *a, **k))[1])
     go([replace(STUDENT, repeat_labels=3)], tiny, tmp_path)
     assert [len(x) for x in seen] == [20, 3 * 20 + 40] and torch.equal(seen[1][:20], seen[1][40:60])
+
+
+def test_ensemble_of_teachers_averages_their_predictions(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = replace(STUDENT, ensemble=2)
+    seen, real = [], runs.train
+    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append(t), real(m, x, t, *a, **k))[1])
+    table = go([student, TEACHER, replace(TEACHER, member=1)], tiny, tmp_path)
+    assert len(seen) == 3, "the teacher of the student is the run without one, trained once"
+    pool = tiny[0].images[split(tiny[0], 20, 0).unlabeled]
+    votes = [predict(Store(tmp_path).model(key), pool, device="cpu") for key in table.key[1:]]
+    assert not torch.equal(*votes)
+    assert torch.allclose(seen[2][20:], (votes[0] + votes[1]) / 2, atol=1e-6)
+
+
+def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
+    """Two processes give the table that one gives with as many threads, and threads are afterwards as they were."""
+    wanted = [replace(STUDENT, seed=seed, pseudo=kind) for seed in (0, 1) for kind in ("soft", "hard")]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = go(wanted, tiny, tmp_path / "two", workers=2)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        alone = go(wanted, tiny, tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
+    times = ["seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(together.drop(columns=times), alone.drop(columns=times))
+    assert all(weights(tmp_path / "two", key) == weights(tmp_path / "one", key) for key in alone.key)
+
+
+def test_error_among_workers_reaches_the_caller(tiny: Pair, tmp_path: Path) -> None:
+    bad = [replace(TEACHER, recipe=FAST.replace(lr=1e6, schedule="constant", epochs=30), seed=seed) for seed in (0, 1)]
+    with pytest.raises(FloatingPointError, match="lower recipe"):
+        go(bad, tiny, tmp_path, workers=2)
 
 
 def test_holdout_does_not_score_the_test_images(tiny: Pair, tmp_path: Path) -> None:
@@ -196,7 +231,8 @@ def test_temperature_sharpens_soft_labels() -> None:
 
 
 @pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"threshold": 2}, {"holdout": -1},
-                                    {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"seed": -1}, {"seed": True}])
+                                    {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"ensemble": 0}, {"ensemble": 1.5},
+                                    {"member": -1}, {"seed": -1}, {"seed": True}])
 def test_bad_runs(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         replace(STUDENT, **change)  # type: ignore[arg-type]
