@@ -15,9 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +37,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
-from noisy_student.experiments import FOUR, override, profile, run_experiment
+from noisy_student.experiments import FOUR
 from noisy_student.step import make_step, sgd
 from noisy_student.training import device_title, normalise, pick_device
 
@@ -212,33 +215,42 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 
 def growth(data: Images, device: torch.device, most: int) -> Iterator[Row]:
-    """One epoch of Resnet9 by number of images and by n, and several small runs through the store."""
+    """One epoch of Resnet9 by number of images and by n; and several runs through the store, in one process and in two."""
     for count in [c for c in (1000, 5000, 20000, 50000) if c <= most]:
         yield project("Resnet9", 2, data, device, count // BATCH, f"images={count}")
     for n in (0, 1, 2, 5, 9, 14):
         yield project("Resnet9", n, data, device, min(most, 5000) // BATCH, "by n")
-    for count in (1, 2, 4):
-        yield Row(f"runs={count}", "Convnet5", 2, 1000 * count, lambda count=count: several_runs(count, data, device))  # type: ignore[misc]
+    for model, epochs in (("Convnet5", 6), ("Resnet9", 3)):
+        for workers in (1, 2):
+            call = partial(several_runs, model, epochs, workers, data, device)
+            yield Row(f"4 runs, workers={workers}", model, 2, 4 * 5000 * epochs, call)
 
 
-def several_runs(count: int, data: Images, device: torch.device) -> None:
-    small = Images(data.images[:1200], data.labels[:1200], data.classes, "bench")
-    recipe = Recipe(epochs=1, batch_size=100)
+def several_runs(model: str, epochs: int, workers: int, data: Images, device: torch.device) -> None:
+    """Four runs of one model from an empty store to the table, the start of the helper process included."""
+    train_set, test_set = (Images(data.images[part], data.labels[part], data.classes, "bench") for part in (slice(6000), slice(6000, 6100)))
     with tempfile.TemporaryDirectory() as store:
-        run_all([Run("Convnet5", 1000, recipe, seed=s) for s in range(count)], small, small, store, device=device, progress=False)
+        run_all([Run(model, 5000, Recipe(epochs=epochs), seed=s) for s in range(4)], train_set, test_set, store, device=device,
+                workers=workers, progress=False)
 
 
 def suite(source: str, name: str, device: torch.device) -> pd.DataFrame:
-    """Seconds of each experiment for one seed, in an empty store; what one has trained, the next does not train again."""
-    train_set, test_set = load(source)
-    settings, rows = override(profile(name, train_set, device), {"seeds": (0,)}), []
-    with tempfile.TemporaryDirectory() as store:
+    """Seconds of each experiment for one seed, as the command line runs it, in an empty store; what one has trained, the
+    next does not train again. The peak memory is that of its largest process, libraries included."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
         for experiment in FOUR:
-            start = time.perf_counter()
-            table = run_experiment(experiment, settings, train_set, test_set, store, device=device, progress=False)
-            seconds = time.perf_counter() - start
-            rows.append({"what": f"suite: {experiment}", "model": name, "runs": len(table), "seconds": seconds})
-            print(f"{experiment}: {len(table)} runs, {seconds:.0f} s", flush=True)
+            start, out = time.perf_counter(), f"{folder}/{experiment}"
+            options = {"data": source, "profile": name, "experiments": experiment, "seeds": "0", "device": device.type,
+                       "store": f"{folder}/runs", "out": out}
+            command = [sys.executable, "-m", "noisy_student", *(word for key, value in options.items() for word in (f"--{key}", value))]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise RuntimeError(f"the experiment {experiment} failed: run it alone to see why.")
+            seconds, peak, runs = time.perf_counter() - start, usage.ru_maxrss / 1024, len(pd.read_csv(f"{out}/runs.csv"))
+            rows.append({"what": f"suite: {experiment}", "model": name, "runs": runs, "seconds": seconds, "peak_memory_mb": peak})
+            print(f"{experiment}: {runs} runs, {seconds:.0f} s, {peak:,.0f} MB", flush=True)
     return pd.DataFrame(rows)
 
 

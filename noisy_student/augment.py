@@ -20,7 +20,7 @@ from torch import Tensor
 from .data import unknown
 
 FILL = 128  # grey, as in the Noisy Student code; black borders would be a cue of their own
-CHUNK = {"cpu": 512, "other": 16384}  # images augmented at once: what stays in a CPU's cache; what keeps a GPU busy
+CHUNK = {"cpu": 1024, "other": 16384}  # images augmented at once: what stays in a CPU's cache; what keeps a GPU busy
 Op = Callable[[Tensor, Tensor], Tensor]
 
 

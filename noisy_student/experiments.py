@@ -16,7 +16,7 @@ from .store import Store
 from .training import Recipe, pick_device
 from .workers import default_workers
 
-PROFILES = ("auto", "quick", "full")
+PROFILES = ("auto", "quick", "long", "full")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,13 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     labels: int = 5000  # labelled images; all others are unlabelled
     chain: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # each the teacher of the next
+    kinds: tuple[str, ...] = ("soft", "hard")  # of pseudo-labels; further generations are of the first kind
     generations: int = 2  # further students of equal size after the chain's last
     threshold: float = 0.0  # pseudo-labels below this confidence are dropped; 0 keeps all
     balance: bool = False  # as many pseudo-labelled images in each class
     flip_average: bool = False  # teachers average image and mirror
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
-    ensemble: int = 1  # teachers of each generation, alike but for initial weights and noise, whose mean labels the images
+    ensemble: int = 1  # trainings of the first teacher, whose mean prediction labels the images
     repeat_labels: int = 1  # how often a student's epoch sees each labelled image
     ablation_models: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # trained without each noise as well
     grid_models: tuple[str, ...] = ("Convnet5", "Resnet9")
@@ -45,7 +46,7 @@ class Settings:
 
 
 def profile(name: str, train: Images, device: str | torch.device | None = None) -> Settings:
-    """The settings of a profile for these images: "quick" (minutes on a CPU), "full" (the paper's scale, for a GPU).
+    """The settings of a profile for these images: "quick" (minutes on a CPU), "long" (hours on one), "full" (for a GPU).
 
     "auto" takes full on a GPU and quick elsewhere. What does not fit the data (more labels than there are, too few epochs
     for few images, mirroring of digits) is adapted. Raises ValueError for an unknown name.
@@ -57,9 +58,15 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
     known = int((train.labels >= 0).sum())
     small = len(train) <= 5000
     written = train.name in ("digits", "svhn")  # a mirrored 2 is no 2
+    recipe = Recipe(epochs=200, n=2, m=10, dropout=0.2)
+    # Students see each label about as often as the supervised models do, in fewer epochs.
     if name == "full":
-        recipe = Recipe(epochs=200, m=10, n=2)
-        settings = Settings(recipe, recipe.replace(epochs=100, dropout=0.2), seeds=(0, 1, 2, 3, 4), generations=4)
+        settings = Settings(recipe, recipe.replace(epochs=100, weight_decay=5e-4), seeds=(0, 1, 2, 3, 4), generations=4,
+                            flip_average=True, ensemble=3, repeat_labels=2)
+    elif name == "long":
+        settings = Settings(recipe, recipe.replace(epochs=16, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1,
+                            flip_average=True, ensemble=3, repeat_labels=8, ablation_models=("Convnet5",), grid_models=("Convnet5",),
+                            grid_ns=(1, 2, 3), grid_ms=(5, 10), label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.5)
     elif small:
         recipe = Recipe(epochs=40, batch_size=20, n=1, m=5, dropout=0.2)
         settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, ablation_models=("Convnet5",),
@@ -76,7 +83,7 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
         labels = known if known < len(train) else max(len(train.classes), known // 10)
         settings = replace(settings, labels=labels, label_counts=tuple(labels * k for k in (1, 2, 4, 10)))
     epochs = {"supervised": settings.supervised.epochs, "student": settings.student.epochs}
-    if name == "full" or not small:  # smaller data, more epochs: about as many steps as on CIFAR-10
+    if name != "quick" or not small:  # smaller data, more epochs: about as many steps as on CIFAR-10
         epochs["supervised"] = round(epochs["supervised"] * min(10, max(1, 5000 / settings.labels)))
         epochs["student"] = round(epochs["student"] * min(10, max(1, 50_000 / len(train))))
     crop = settings.supervised.crop // 2 if written else settings.supervised.crop
@@ -138,17 +145,17 @@ def baselines(settings: Settings, seed: int) -> list[Run]:
     ]
 
 
-def students(settings: Settings, seed: int, kinds: Sequence[str] = ("soft", "hard")) -> list[Run]:
+def students(settings: Settings, seed: int) -> list[Run]:
     """3. Noisy Student along the chain, with soft and with hard pseudo-labels."""
     first = Run(settings.chain[0], settings.labels, settings.supervised, seed=seed)
-    return [first, *(run for kind in kinds for run in _descend(settings, first, settings.chain[1:], kind))]
+    return [first, *(run for kind in settings.kinds for run in _descend(settings, first, settings.chain[1:], kind))]
 
 
 def generations(settings: Settings, seed: int) -> list[Run]:
     """3b. Further students of the size of the chain's last one."""
-    chain = students(settings, seed, ("soft",))
-    more = _descend(settings, chain[-1], [settings.chain[-1]] * settings.generations, "soft")
-    return [*chain, *more]
+    kind = settings.kinds[0]
+    chain = students(replace(settings, kinds=(kind,)), seed)
+    return [*chain, *_descend(settings, chain[-1], [settings.chain[-1]] * settings.generations, kind)]
 
 
 def label_counts(settings: Settings, seed: int) -> list[Run]:
@@ -184,9 +191,11 @@ EXPERIMENTS = {**FOUR, "road": road}
 
 def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str) -> list[Run]:
     """Students, each the teacher of the next."""
-    shared, runs = {name: getattr(settings, name) for name in STUDENT_OPTIONS}, list[Run]()
+    options, runs = {name: getattr(settings, name) for name in STUDENT_OPTIONS}, list[Run]()
     for model in models:
-        teacher = Run(model, settings.labels, settings.student, teacher, kind, seed=teacher.seed, **shared)
+        # A teacher trained on few labels varies most from one training to the next, and costs least.
+        options["ensemble"] = settings.ensemble if teacher.generation == 0 else 1
+        teacher = Run(model, settings.labels, settings.student, teacher, kind, seed=teacher.seed, **options)
         runs.append(teacher)
     return runs
 

@@ -30,7 +30,8 @@ from .training import History, Recipe, State, device_title, pick_device, predict
 from .workers import helpers
 
 PSEUDO = ("none", "soft", "hard")
-STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels")  # fields of Run and Settings
+# What decides how a student learns from its teacher: fields of Run and of Settings.
+STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels")
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -129,7 +130,8 @@ def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
     if not len(pool):
         raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
     images = train_set.images[pool]
-    votes = [predict(store.model(teacher.key), images, flip=run.flip_average, device=device) for teacher in run.teachers]
+    votes = [predict(store.model(teacher.key), images, flip=run.flip_average, precision=run.recipe.precision, device=device)
+             for teacher in run.teachers]
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
         raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .augment import CHUNK, RandAugment, check_images, flip_crop
 from .data import unknown
-from .step import make_step, sgd
+from .step import make_step, sgd, uses_bf16
 
 SCHEDULES = ("onecycle", "cosine", "constant")
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -237,9 +237,9 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, average: Averag
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size: int = 500,
+def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size: int = 500, precision: str = "fp32",
             device: str | torch.device | None = None) -> Tensor:
-    """Class probabilities, float32, N x classes, on the CPU: no noise, fp32; ``flip`` averages image and mirror.
+    """Class probabilities, float32, N x classes, on the CPU, without noise; ``flip`` averages image and mirror.
 
     The model is left on ``device``, in the mode (train or eval) in which it was found.
     """
@@ -249,7 +249,9 @@ def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size:
     parts = []
     for batch in images.split(batch_size):
         views = [batch, batch.flip(3)] if flip else [batch]
-        parts.append(torch.stack([model(normalise(v.to(device))).float().softmax(1) for v in views]).mean(0))
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device)):
+            logits = [model(normalise(view.to(device))).float() for view in views]
+        parts.append(torch.stack(logits).softmax(2).mean(0))
     model.train(mode)
     return torch.cat(parts).cpu()
 

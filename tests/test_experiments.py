@@ -68,8 +68,8 @@ def test_road_leads_from_the_original_to_ours() -> None:
 
 
 @pytest.mark.parametrize(("train", "name"), [
-    (images(50000, "cifar10"), "full"), (images(50000), "quick"), (images(1300, "digits"), "quick"), (images(300), "full"),
-    (images(70000, "svhn", 40000), "full"), (images(60, known=20), "quick"),
+    (images(50000, "cifar10"), "full"), (images(50000, "cifar10"), "long"), (images(50000), "quick"), (images(1300, "digits"), "quick"),
+    (images(300), "full"), (images(70000, "svhn", 40000), "full"), (images(60, known=20), "quick"),
 ])
 def test_profiles_fit_the_data(train: Images, name: str) -> None:
     settings = profile(name, train, "cpu")
