@@ -1,6 +1,7 @@
 # make run   installs into .venv and runs both notebooks (DATA=, PROFILE=, OUT= choose what and where to)
 # make test  all tests, lint and types
 # make results  all experiments without Jupyter: tables into results/, figures into assets/
+# make bench, make soak, make audit  speed; long fault tests; known vulnerabilities of the locked packages
 # make lab   opens Jupyter on the notebooks
 PYTHON  ?= python3
 DATA    ?= digits
@@ -9,7 +10,7 @@ NAME    := $(notdir $(basename $(basename $(patsubst %/,%,$(DATA)))))
 OUT     ?= out/$(NAME)-$(PROFILE)
 BIN     := .venv/bin
 
-.PHONY: run test results lab bench soak
+.PHONY: run test results lab bench soak audit
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noisy_student needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -40,3 +41,6 @@ bench: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak
+
+audit: .venv/installed
+	$(BIN)/pip-audit -r requirements.lock --disable-pip

@@ -37,6 +37,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
+from noisy_student.augment import CHUNK
 from noisy_student.experiments import FOUR
 from noisy_student.step import make_step, sgd
 from noisy_student.training import device_title, normalise, pick_device
@@ -118,12 +119,12 @@ def augmentations(n: int, data: Images, device: torch.device, count: int) -> Ite
     """RandAugment alone. On a CPU every row has one thread: figures are per core."""
     import kornia.augmentation as K
 
-    images, few = data.images[:count].to(device), data.images[: count // 8]
+    images, few, chunk = data.images[:count].to(device), data.images[: count // 8], CHUNK["cpu" if device.type == "cpu" else "other"]
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in few]
     ours, theirs = RandAugment(n, 10), v2.RandAugment(n, 9, fill=128)
     floats = data.images[: count // 8].to(device).float() / 255
     kornia = K.AugmentationSequential(*[K.auto.RandAugment(n=1, m=9) for _ in range(n)])
-    yield Row("RandAugment: noisy_student", "", n, len(images), lambda: [ours(part) for part in images.split(512)])
+    yield Row("RandAugment: noisy_student", "", n, len(images), lambda: [ours(part) for part in images.split(chunk)])
     yield Row("RandAugment: torchvision, PIL", "", n, len(pictures), lambda: [theirs(picture) for picture in pictures])
     yield Row("RandAugment: torchvision, tensors", "", n, len(few), lambda: [theirs(image) for image in few])
     yield Row("RandAugment: kornia", "", n, len(floats), lambda: [kornia(part) for part in floats.split(128)])
@@ -317,7 +318,7 @@ def main() -> None:
         keep(table.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"]))
         del rows
         print(table.round(2).to_string(index=False), flush=True)
-    alone = [row for n in ns for row in augmentations(n, data, device, 65536 if gpu else 2048)]
+    alone = [row for n in ns for row in augmentations(n, data, device, 65536 if gpu else 4096)]
     keep(with_ratios(measure(alone, args.rounds, device)))
     keep(measure(list(growth(data, device, 50_000 if gpu else 20_000)), args.rounds, device))
     if args.suite:

@@ -64,6 +64,10 @@ class Run:
         if (self.teacher is None) != (self.pseudo == "none"):
             raise ValueError(f"pseudo={self.pseudo!r} with{'out' if self.teacher is None else ''} a teacher: a student "
                              "needs a teacher and 'soft' or 'hard', a supervised run neither.")
+        for name in ("labels", "seed", "holdout") if self.teacher is not None else ():
+            mine, its = getattr(self, name), getattr(self.teacher, name)
+            if mine != its:
+                raise ValueError(f"{name}={mine} of a student and {name}={its} of its teacher: the teacher would have seen other labels.")
         for name, low, high in (("threshold", 0, 1), ("holdout", 0, 0.9), ("temperature", 0.01, 100)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is not between {low:g} and {high:g}.")

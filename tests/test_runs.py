@@ -53,13 +53,14 @@ def test_same_run_same_bits_in_any_order(tiny: Pair, tmp_path: Path) -> None:
 
 
 def test_every_field_changes_the_key() -> None:
-    changes = {"model": "Resnet9", "labels": 30, "recipe": FAST.replace(lr=0.3), "teacher": replace(TEACHER, seed=3), "pseudo": "hard",
-               "threshold": 0.5, "balance": True, "temperature": 0.5,
-               "repeat_labels": 2, "ensemble": 2, "member": 1, "flip_average": True,
-               "seed": 1, "holdout": 0.2, "data": "x", "split": "y"}
-    assert set(changes) == {f.name for f in fields(Run)}
-    keys = {STUDENT.key, *(replace(STUDENT, **{name: value}).key for name, value in changes.items())}
-    assert len(keys) == len(changes) + 1
+    alone = {"labels": 30, "seed": 1, "holdout": 0.2}  # the same for a student and its teacher
+    changes = {"model": "Resnet9", "recipe": FAST.replace(lr=0.3), "teacher": replace(TEACHER, member=3), "pseudo": "hard",
+               "threshold": 0.5, "balance": True, "temperature": 0.5, "repeat_labels": 2, "ensemble": 2, "member": 1,
+               "flip_average": True, "data": "x", "split": "y"}
+    assert {*alone, *changes} == {f.name for f in fields(Run)}
+    keys = {STUDENT.key, *(replace(STUDENT, **{name: value}).key for name, value in changes.items()),
+            TEACHER.key, *(replace(TEACHER, **{name: value}).key for name, value in alone.items())}
+    assert len(keys) == len(changes) + len(alone) + 2
     assert Run("Convnet6", 20, FAST, Run("Convnet5", 20, FAST), "soft").key == STUDENT.key
 
 
@@ -97,7 +98,7 @@ def test_ensemble_of_teachers_averages_their_predictions(tiny: Pair, tmp_path: P
 
 def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
     """Two processes give the table that one gives with as many threads, and threads are afterwards as they were."""
-    wanted = [replace(STUDENT, seed=seed, pseudo=kind) for seed in (0, 1) for kind in ("soft", "hard")]
+    wanted = [replace(STUDENT, seed=seed, teacher=replace(TEACHER, seed=seed), pseudo=kind) for seed in (0, 1) for kind in ("soft", "hard")]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -233,7 +234,8 @@ def test_temperature_sharpens_soft_labels() -> None:
 
 @pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"threshold": 2}, {"holdout": -1},
                                     {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"ensemble": 0}, {"ensemble": 1.5},
-                                    {"member": -1}, {"seed": -1}, {"seed": True}])
+                                    {"member": -1}, {"seed": -1}, {"seed": True},
+                                    {"seed": 1}, {"labels": 30}, {"holdout": 0.5}])
 def test_bad_runs(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         replace(STUDENT, **change)  # type: ignore[arg-type]
@@ -243,7 +245,7 @@ def test_more_labels_than_images_and_no_pseudo_label(tiny: Pair, tmp_path: Path)
     with pytest.raises(ValueError, match="61 labelled images wanted"):
         go([replace(TEACHER, labels=61)], tiny, tmp_path)
     with pytest.raises(ValueError, match="all 60 images are labelled"):
-        go([replace(STUDENT, labels=60)], tiny, tmp_path)
+        go([replace(STUDENT, labels=60, teacher=replace(TEACHER, labels=60))], tiny, tmp_path)
     with pytest.raises(ValueError, match="no pseudo-label reaches"):
         go([replace(STUDENT, threshold=1.0, teacher=replace(TEACHER, recipe=FAST.replace(lr=1e-9)))], tiny, tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
