@@ -90,10 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\n{name}\n{summary(table).to_string(index=False)}", flush=True)
             write_tables(pd.concat(tables), store, out)
         table = pd.concat(tables)
-        if {"baselines", "students"} <= set(table.experiment):
-            print(f"\nwhat Noisy Student gained, in points, with the 95% interval over seeds\n{gains(table).to_string(index=False)}")
-        if {"label_counts", "students"} <= set(table.experiment):
-            print(f"\nhow many labels the last students are worth\n{worth(table).to_string(index=False)}")
+        for title, found in {"what Noisy Student gained, in points, with the 95% interval over seeds": gains(table),
+                             "how many labels the last students are worth": worth(table)}.items():
+            if len(found):  # neither is there without students and what they are compared with
+                print(f"\n{title}\n{found.to_string(index=False)}")
         paths = save_figures(table, store, train, test, pictures, device)
         print(f"\ntables: {out.resolve()}\n{len(paths)} figures: {pictures.resolve()}")
         return 0

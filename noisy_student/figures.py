@@ -190,11 +190,12 @@ def ablation(table: pd.DataFrame) -> Figure:
 
 
 def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Loss and accuracy on the noisy training images by epoch, for the chain's supervised model and soft students."""
+    """Loss and accuracy on the noisy training images by epoch, for the chain's supervised model and its students, if possible soft."""
     rows = _rows(table, "students")
-    rows = rows[rows.pseudo != "hard"]
+    kind = "soft" if "soft" in set(rows.pseudo) else "hard"
+    rows = rows[rows.pseudo.isin([kind, "none"])]
     joined = history.merge(rows[["key", "model", "pseudo"]].drop_duplicates("key"), on="key", suffixes=("", "_run"))
-    figure, axes = _panels(2, f"Training on noisy images, soft students\n{_subtitle(rows)}")
+    figure, axes = _panels(2, f"Training on noisy images, {kind} students\n{_subtitle(rows)}")
     for axis, column, label in zip(axes, ("loss", "accuracy"), ("loss", "training accuracy, %"), strict=True):
         styles = [(GREY, "-"), (GREEN, "--"), (ORANGE, "-."), (BLUE, ":"), (RED, "-")]
         for model, (colour, style) in zip(rows.model.unique(), styles, strict=False):

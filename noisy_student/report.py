@@ -44,14 +44,16 @@ def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> lis
 
 
 def last_student(table: pd.DataFrame) -> pd.Series:
-    """The row of the first seed's last soft student of the chain."""
-    rows = table[(table.experiment == "students") & (table.pseudo == "soft")]
-    return rows.sort_values(["seed", "generation"], ascending=[True, False]).iloc[0]
+    """The row of the first seed's last student of the chain: a soft one, if there is one."""
+    rows = table[table.experiment == "students"]
+    rows = rows[rows.seed == rows.seed.iloc[0]]
+    kind = "soft" if "soft" in set(rows.pseudo) else "hard"
+    return rows[rows.pseudo.isin([kind, "none"])].sort_values("generation").iloc[-1]
 
 
 def teacher_of(student: pd.Series, table: pd.DataFrame) -> pd.Series:
-    """The row of a chain's student's teacher."""
-    rows = table[(table.experiment == "students") & (table.seed == student.seed) & (table.generation == student.generation - 1)]
+    """The row of a chain's student's teacher; in a chain of one model, that model itself."""
+    rows = table[(table.experiment == "students") & (table.seed == student.seed) & (table.generation == max(0, student.generation - 1))]
     return rows[rows.pseudo.isin([student.pseudo, "none"])].iloc[0]
 
 

@@ -42,11 +42,12 @@ def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 2
 
     def crossing(curve: Sequence[float], level: float) -> float:
         rising = np.maximum.accumulate(curve)
-        if level < rising[0]:
-            return float(-math.inf)
-        if level > rising[-1]:
+        i = int(np.searchsorted(rising, level))  # the fewest labels that reach it
+        if i == len(rising):
             return math.inf
-        return float(np.exp(np.interp(level, rising, np.log(counts))))
+        if i == 0:
+            return float(counts[0]) if level == rising[0] else -math.inf
+        return float(np.exp(np.interp(level, rising[i - 1 : i + 1], np.log(counts[i - 1 : i + 1]))))
 
     estimate = crossing([g.mean() for g in groups], float(np.mean(student)))
     if len(student) < 2:
@@ -80,17 +81,18 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """What Noisy Student gained: for each student model and kind, accuracy minus the supervised run of its seed.
+    """What Noisy Student gained: for each student, accuracy minus that of the same model on labels alone with its seed.
 
-    table: rows of "baselines" and "students". The interval is Student's, 95%, over the seeds' paired differences.
+    table: rows of "baselines", and of "students", "generations" or both; empty without either. The interval is
+    Student's, 95%, over the seeds' paired differences.
     """
-    plain = table[(table.experiment == "baselines")].drop_duplicates(["model", "seed"])  # the first is with all noise
-    pairs = table[(table.experiment == "students") & (table.pseudo != "none")].merge(
-        plain[["model", "seed", "accuracy"]], on=["model", "seed"], suffixes=("", "_supervised"))
+    plain = table[table.experiment == "baselines"].drop_duplicates(["model", "seed"])  # the first is with all noise
+    students = table[table.experiment.isin(["students", "generations"]) & (table.pseudo != "none")].drop_duplicates("key")
+    pairs = students.merge(plain[["model", "seed", "accuracy"]], on=["model", "seed"], suffixes=("", "_supervised"))
     rows = []
-    for (model, pseudo), group in pairs.groupby(["model", "pseudo"], sort=False):
+    for (model, pseudo, generation), group in pairs.groupby(["model", "pseudo", "generation"], sort=False):
         gain, interval = mean_and_interval(group.accuracy - group.accuracy_supervised)
-        rows.append({"model": model, "pseudo": pseudo, "supervised": group.accuracy_supervised.mean(),
+        rows.append({"model": model, "pseudo": pseudo, "generation": generation, "supervised": group.accuracy_supervised.mean(),
                      "student": group.accuracy.mean(), "gain": gain, "interval": interval, "seeds": len(group)})
     return pd.DataFrame(rows).round(2)
 
@@ -98,12 +100,12 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
 def worth(table: pd.DataFrame) -> pd.DataFrame:
     """How many labels the chain's last students are worth to the same model on labels alone, with the 95% interval.
 
-    table: rows of "students" and "label_counts". Infinite: more than were measured.
+    table: rows of "students" and "label_counts"; without either, the result is empty. Infinite: more than were measured.
     """
     counts, students = table[table.experiment == "label_counts"], table[table.experiment == "students"]
-    last = students[students.generation == students.generation.max()]
+    last = students[(students.generation == students.generation.max()) & (students.pseudo != "none")]
     rows = []
-    for pseudo, group in last.groupby("pseudo", sort=False):
+    for pseudo, group in last.groupby("pseudo", sort=False) if len(counts) else ():
         found = labels_worth(counts, group.accuracy.to_numpy())
         rows.append({"model": group.model.iloc[0], "pseudo": pseudo, "labels": group.labels.iloc[0],
                      "student": group.accuracy.mean(), "worth": found.labels, "low": found.low, "high": found.high})

@@ -31,11 +31,14 @@ def test_labels_worth_on_a_known_curve() -> None:
 def test_gains_are_paired_by_seed() -> None:
     """Against a table worked out by hand: gains 2 and 4, mean 3, Student's t with 1 degree of freedom 12.706."""
     def row(experiment: str, pseudo: str, seed: int, accuracy: float) -> dict[str, object]:
-        return {"experiment": experiment, "model": "Resnet9", "pseudo": pseudo, "seed": seed, "accuracy": accuracy}
+        return {"experiment": experiment, "model": "Resnet9", "pseudo": pseudo, "seed": seed, "accuracy": accuracy, "generation": 1,
+                "key": f"{pseudo}{seed}{accuracy}"}
 
     table = pd.DataFrame([row("baselines", "none", 0, 60), row("baselines", "none", 0, 10), row("baselines", "none", 1, 70),
-                          row("students", "soft", 1, 74), row("students", "soft", 0, 62)])
-    result = gains(table).iloc[0]
+                          row("students", "soft", 1, 74), row("students", "soft", 0, 62), row("generations", "soft", 0, 62),
+                          row("generations", "soft", 0, 77) | {"generation": 2}])
+    result, later = (row for _, row in gains(table).iterrows())
+    assert (later.generation, later.gain, later.seeds) == (2, 17, 1), "a run of two experiments counts once"
     assert (result.supervised, result.student, result.gain, result.seeds) == (65, 68, 3, 2)
     assert result.interval == pytest.approx(12.706 * 1, abs=0.01)  # std sqrt(2), over sqrt(2) seeds
 
@@ -48,3 +51,13 @@ def test_worth_of_the_last_students() -> None:
                 for g, a in ((1, 99.0), (3, 65.0)) for s in (0, 1)]
     (row,) = worth(pd.DataFrame(counts + students)).itertuples()
     assert (row.student, row.worth, row.low, row.high) == (65, 7071, 7071, 7071)
+
+
+def test_worth_is_the_fewest_labels_that_reach_a_level_and_empty_without_students() -> None:
+    flat = pd.DataFrame([{"experiment": "label_counts", "labels": n, "accuracy": a, "seed": 0}
+                         for n, a in ((100, 50.0), (200, 50.0), (400, 70.0), (800, 70.0))])
+    assert labels_worth(flat, [50.0]).labels == 100
+    assert labels_worth(flat, [70.0]).labels == pytest.approx(400)
+    assert labels_worth(flat, [60.0]).labels == pytest.approx(200 * math.sqrt(2))
+    teacher = {"experiment": "students", "model": "Resnet9", "labels": 100, "pseudo": "none", "generation": 0, "accuracy": 60.0, "seed": 0}
+    assert worth(pd.concat([flat, pd.DataFrame([teacher])])).empty and worth(pd.DataFrame([teacher])).empty
