@@ -15,6 +15,7 @@ from .report import plot_tables, save_figures, write_tables
 from .statistics import gains, summary, worth
 from .store import Store
 from .training import device_title, pick_device
+from .workers import default_workers
 
 EPILOG = """examples:
   python -m noisy_student                                        handwritten digits, a few minutes on a CPU
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyper-parameter: recipe.epochs=50")
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    p.add_argument("--workers", type=int, help="runs to train at once (default: one a core on a CPU, at most 4; one on a GPU)")
+    p.add_argument("--workers", type=int, help="runs to train at once (default: one a thread on a CPU, at most 4; one on a GPU)")
     p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
     p.add_argument("--out", default="out", help="folder for tables and figures (default: out)")
     p.add_argument("--figures", help="folder for the figures, if another (default: that of --out)")
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(*plot_tables(table, history, pictures), sep="\n")
             return 0
         device, store = pick_device(args.device), Store(args.store)
+        workers = default_workers(device) if args.workers is None else args.workers
         train, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
         settings = override(profile(args.profile, train, device), _changes(args))
         saved = Split.load(args.split, train) if args.split else None
@@ -85,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         tables = []
         for name in args.experiments.split(","):
             table = run_experiment(name.strip(), settings, train, test, store, saved_split=saved, device=device,
-                                   workers=args.workers)
+                                   workers=workers)
             tables.append(table)
             print(f"\n{name}\n{summary(table).to_string(index=False)}", flush=True)
             write_tables(pd.concat(tables), store, out)

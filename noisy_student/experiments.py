@@ -14,7 +14,6 @@ from .data import Images, Split, unknown
 from .runs import STUDENT_OPTIONS, Run, run_all
 from .store import Store
 from .training import Recipe, pick_device
-from .workers import default_workers
 
 PROFILES = ("auto", "quick", "long", "full")
 
@@ -64,9 +63,10 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
         settings = Settings(recipe, recipe.replace(epochs=100, weight_decay=5e-4), seeds=(0, 1, 2, 3, 4), generations=4,
                             flip_average=True, ensemble=3, repeat_labels=2)
     elif name == "long":
-        settings = Settings(recipe, recipe.replace(epochs=16, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1,
-                            flip_average=True, ensemble=3, repeat_labels=8, ablation_models=("Convnet5",), grid_models=("Convnet5",),
-                            grid_ns=(1, 2, 3), grid_ms=(5, 10), label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.5)
+        settings = Settings(recipe, recipe.replace(epochs=20, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1,
+                            threshold=0.8, flip_average=True, ensemble=3, repeat_labels=8, ablation_models=("Convnet5",),
+                            grid_models=("Convnet5",), grid_ns=(1, 2, 3), grid_ms=(5, 10),
+                            label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.25)
     elif small:
         recipe = Recipe(epochs=40, batch_size=20, n=1, m=5, dropout=0.2)
         settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, ablation_models=("Convnet5",),
@@ -115,7 +115,8 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 def _same_kind(name: str, value: Any, old: Any) -> Any:
     if isinstance(old, tuple):
         value = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
-        sound = len(value) > 0 and all(isinstance(v, type(old[0])) or isinstance(old[0], float) for v in value)
+        sound = all(isinstance(v, type(old[0])) or isinstance(old[0], float) for v in value) if old else True
+        sound = sound and (len(value) > 0 or name == "ablation_models")
     else:
         sound = isinstance(value, type(old)) or (isinstance(old, float) and isinstance(value, int))
     if not sound:
@@ -201,16 +202,12 @@ def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str)
 
 
 def run_experiment(name: str, settings: Settings, train: Images, test: Images, store: Store | str | Path = "runs", *,
-                   saved_split: Split | None = None, device: str | torch.device | None = None, workers: int | None = None,
+                   saved_split: Split | None = None, device: str | torch.device | None = None, workers: int = 1,
                    progress: bool = True) -> pd.DataFrame:
-    """Run one experiment for all seeds; the table of :func:`noisy_student.run_all` with a column "experiment" first.
-
-    workers: processes that train at once; None: one a core on a CPU, at most 4, and one on a GPU.
-    """
+    """Run one experiment for all seeds; the table of :func:`noisy_student.run_all` with a column "experiment" first."""
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
     runs = [run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)]
-    workers = default_workers(pick_device(device)) if workers is None else workers
     table = run_all(runs, train, test, store, saved_split=saved_split, device=device, workers=workers, progress=progress)
     table.insert(0, "experiment", name)
     return table

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from .data import Images, Split, data_key, split, unknown
 from .models import MODELS, build
 from .store import Store
-from .training import History, Recipe, State, device_title, pick_device, predict, train
+from .training import History, Recipe, State, as_floats, device_title, pick_device, predict, train
 from .workers import helpers
 
 PSEUDO = ("none", "soft", "hard")
@@ -57,6 +57,7 @@ class Run:
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
+        as_floats(self)
         if self.model not in MODELS:
             raise unknown("model", self.model, MODELS)
         if self.pseudo not in PSEUDO:
@@ -131,8 +132,6 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
                         device: torch.device) -> tuple[Tensor, Tensor, dict[str, float | None]]:
     """(indices of the unlabelled images kept, targets for them, how right and how many they are); the teachers are finished."""
-    if not len(pool):
-        raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
     images = train_set.images[pool]
     votes = [predict(store.model(teacher.key), images, flip=run.flip_average, precision=run.recipe.precision, device=device)
              for teacher in run.teachers]
@@ -209,55 +208,80 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
     """Finish all runs, teachers first, and give a table with a row per run, in their order.
 
     What the store holds is not trained again. A run that another process is training is left to it, and waited for.
-    workers: how many processes train at once, where so many runs do not wait for one another; a script that asks for
-    more than one must do so under ``if __name__ == "__main__":``, since they are started by importing it.
+    workers: how many processes train at once; a script that asks for more than one must do so under
+    ``if __name__ == "__main__":``, since they are started by importing it.
+    Raises ValueError, before anything is trained, for runs that these images cannot give.
     """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers={workers!r} is not a whole number from 1.")
     store = store if isinstance(store, Store) else Store(store)
     device = pick_device(device)
-    bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
-    ordered = _teachers_first(bound)
-    wanted = {(run.labels, run.seed) for run in ordered}  # all drawn now: too many labels must not fail after hours
-    splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
+    bound, ordered, splits = prepare(runs, train_set, test_set, saved_split)
     records = {run.key: record for run in ordered if (record := store.find(run))}
     missing = [run for run in ordered if run.key not in records]
-    # Counted over all runs, not the missing ones: the threads each run gets must not depend on what a killed call had finished.
-    abreast = max(Counter(run.generation for run in ordered).values(), default=0)
-    arguments = (train_set, test_set, splits, store, device)
-    with ExitStack() as stack:
-        if missing and min(workers, abreast) > 1:
-            stack.enter_context(helpers(min(workers, abreast) - 1, _finish, missing, records, *arguments, False))
-        records |= _finish(missing, records, *arguments, progress)
+    # The runs of a generation share the threads. Counted over all runs, not the missing ones: a run's threads, and with
+    # them its last bits, must not depend on what a killed call had finished.
+    threads = torch.get_num_threads()
+    shares = {g: max(1, threads // min(workers, count)) for g, count in Counter(run.generation for run in ordered).items()}
+    abreast = max(Counter(run.generation for run in missing).values(), default=0)
+    arguments = (train_set, test_set, splits, shares, store, device)
+    try:
+        with helpers(min(workers, abreast) - 1, _finish, missing, list(records), *arguments, False) if abreast > 1 else nullcontext():
+            records |= _finish(missing, list(records), *arguments, progress)
+    finally:
+        torch.set_num_threads(threads)
     return pd.DataFrame([_row(run, records[run.key]["result"]) for run in bound])
 
 
 def _finish(runs: Sequence[Run], finished: Iterable[str], train_set: Images, test_set: Images, splits: dict[tuple[int, int], Split],
-            store: Store, device: torch.device, progress: bool) -> dict[str, dict[str, Any]]:
+            shares: dict[int, int], store: Store, device: torch.device, progress: bool) -> dict[str, dict[str, Any]]:
     """Train each of ``runs`` unless another process does or did; their records by key, when all are there.
 
-    runs: teachers before their students. finished: keys of runs that need no training.
+    runs: teachers before their students. finished: keys of runs that need no training. shares: threads by generation.
     """
     waiting, records, done = list(runs), dict[str, dict[str, Any]](), set(finished)
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=not progress) as bar:
         while waiting:
-            busy = []
-            for run in waiting:
+            before, trained = len(waiting), False
+            for run in list(waiting):
                 record = store.find(run)
                 if record is None and all(teacher.key in done for teacher in run.teachers):
                     with store.lock(run) as mine:
                         record = store.find(run) if mine else None
                         if mine and record is None:
+                            torch.set_num_threads(shares[run.generation])
                             _train_run(run, train_set, test_set, splits[run.labels, run.seed], store, device, progress)
-                            record = store.find(run)
-                if record is None:
-                    busy.append(run)
-                else:
+                            record, trained = store.find(run), True
+                if record is not None:
                     records[run.key] = record
                     done.add(run.key)
+                    waiting.remove(run)
                     bar.update()
-            if len(busy) == len(waiting):
+                if trained:
+                    break  # the first runs again: one that failed in another process must not wait for the last
+            if len(waiting) == before:
                 time.sleep(0.5)  # others train all that is left
-            waiting = busy
     return records
+
+
+def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
+            saved_split: Split | None = None) -> tuple[list[Run], list[Run], dict[tuple[int, int], Split]]:
+    """(the runs bound to these images; with their teachers, teachers first; splits by number of labels and seed).
+
+    Raises ValueError for a run that these images cannot give.
+    """
+    bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
+    ordered = _teachers_first(bound)
+    wanted = {(run.labels, run.seed) for run in ordered}
+    splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
+    for run in ordered:
+        if run.teachers and not len(splits[run.labels, run.seed].unlabeled):
+            raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
+        held = round(run.holdout * run.labels)
+        if run.holdout and (held < 1 or run.labels - held < len(train_set.classes)):
+            raise ValueError(f"holdout={run.holdout:g} of {run.labels} labels leaves {run.labels - held} to learn {len(train_set.classes)} "
+                             f"classes from and {held} to validate on: raise labels.")
+    return bound, ordered, splits
 
 
 def _teachers_first(runs: Sequence[Run]) -> list[Run]:

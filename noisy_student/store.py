@@ -51,7 +51,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             record = {}
         if record.get("version") == VERSION:
-            (entry / "checkpoint.safetensors").unlink(missing_ok=True)  # killed between rename and clean-up
+            self._tidy(entry)  # it may have been killed between rename and clean-up
             return record
         reason = f"from version {record['version']}" if record else "damaged"
         aside = self.folder / f"{run.key}.{reason.replace(' ', '-')}-{time.time_ns()}"
@@ -118,7 +118,12 @@ class Store:
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in zip(FILES, contents, strict=True)}
         _write(partial / "SHA256SUMS", json.dumps(sums, indent=1).encode())
         partial.rename(self.folder / run.key)
-        (self.folder / run.key / "checkpoint.safetensors").unlink(missing_ok=True)
+        self._tidy(self.folder / run.key)
+
+    def _tidy(self, entry: Path) -> None:
+        """Remove the checkpoint, and what a kill left of writing one."""
+        for path in entry.glob("checkpoint.safetensors*"):
+            path.unlink(missing_ok=True)
 
     def _partial(self, run: Run) -> Path:
         path = self.folder / f"{run.key}.partial"

@@ -55,6 +55,7 @@ class Recipe:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ValueError(f"recipe: {name}={value!r} is not a number from {low:g} to {high:g}.")
+        as_floats(self)
         for name in ("epochs", "batch_size", "n", "crop"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"recipe: {name}={getattr(self, name)!r} is not a whole number.")
@@ -89,6 +90,13 @@ class Recipe:
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
+
+
+def as_floats(value: Any) -> None:
+    """Make a frozen dataclass's float fields floats: 1 and 1.0 are equal, but would give Runs of different keys."""
+    for field in fields(value):
+        if field.type == "float":
+            object.__setattr__(value, field.name, float(getattr(value, field.name)))
 
 
 _RANGES = [

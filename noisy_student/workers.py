@@ -14,44 +14,39 @@ import torch
 
 
 def default_workers(device: torch.device) -> int:
-    """One a core on a CPU, at most 4; one on a GPU.
+    """One a thread on a CPU, at most 4; one on a GPU.
 
-    Two runs on a thread each give 1.1 to 1.3 times the images a second of one run on two threads (`make bench`, rows "runs=").
+    Two runs on a thread each give 1.1 to 1.3 times the images a second of one run on two threads (`make bench`, rows "4 runs").
     """
-    return min(4, os.cpu_count() or 1) if device.type == "cpu" else 1
+    return min(4, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
 @contextmanager
 def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iterator[None]:
-    """While the block lasts, ``count`` processes run ``task(*arguments)``, all on equal shares of this process's threads."""
-    threads = torch.get_num_threads()
-    share = max(1, threads // (count + 1))
+    """While the block lasts, ``count`` processes run ``task(*arguments)``."""
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's thread pool in an unusable state
-    content = pickle.dumps((task, arguments))  # by value: torch's own way needs /dev/shm, which containers keep small
-    processes = [context.Process(target=_help, args=(share, content), daemon=True) for _ in range(count)]
-    patience = 0.0
+    processes = []
     try:
-        torch.set_num_threads(share)
-        for process in processes:
+        content = pickle.dumps((task, arguments))  # by value: torch's own way needs /dev/shm, which containers keep small
+        for _ in range(count):
+            process = context.Process(target=_help, args=(content,), daemon=True)
             process.start()
+            processes.append(process)
+        del content
         yield
-        patience = 30.0  # all is done, and they are about to find that out
     finally:
-        for process in processes:
-            process.join(patience)
+        for process in processes:  # when the block ends all is done, or has failed
             process.terminate()
             process.join()
-        torch.set_num_threads(threads)
 
 
-def _help(threads: int, content: bytes) -> None:
+def _help(content: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who ends the helpers
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
-    torch.set_num_threads(threads)
     task, arguments = pickle.loads(content)
     try:
         task(*arguments)
-    except Exception:  # the caller comes to the same run, and says what is wrong with it
+    except Exception:  # the caller comes to the same run next, and says what is wrong with it
         os._exit(1)
 
 

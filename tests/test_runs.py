@@ -62,6 +62,7 @@ def test_every_field_changes_the_key() -> None:
             TEACHER.key, *(replace(TEACHER, **{name: value}).key for name, value in alone.items())}
     assert len(keys) == len(changes) + len(alone) + 2
     assert Run("Convnet6", 20, FAST, Run("Convnet5", 20, FAST), "soft").key == STUDENT.key
+    assert replace(STUDENT, recipe=FAST.replace(m=10), threshold=0, holdout=0).key == STUDENT.key, "10 and 10.0 are one"
 
 
 def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +206,19 @@ def test_full_disk(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             go([TEACHER], tiny, tmp_path)
     assert not list(tmp_path.glob("*/*.tmp")) and not list(tmp_path.glob("*/run.json"))
     assert len(go([TEACHER], tiny, tmp_path)) == 1
+
+
+@pytest.mark.parametrize("change", [{"holdout": 0.01}, {"holdout": 0.9, "labels": 10}])
+def test_holdout_that_leaves_too_few_labels_is_refused(tiny: Pair, tmp_path: Path, change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"to learn 2 classes from and .* to validate on: raise labels"):
+        go([replace(TEACHER, **change)], tiny, tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run_and_no_worker(tiny: Pair, tmp_path: Path) -> None:
+    assert go([], tiny, tmp_path).empty
+    with pytest.raises(ValueError, match="workers=0 is not a whole number from 1"):
+        go([TEACHER], tiny, tmp_path, workers=0)
 
 
 def test_saved_split(tiny: Pair, tmp_path: Path) -> None:
