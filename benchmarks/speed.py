@@ -39,7 +39,7 @@ from tqdm import tqdm
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
 from noisy_student.augment import CHUNK
 from noisy_student.experiments import FOUR
-from noisy_student.step import make_step, sgd
+from noisy_student.step import make_step, sgd, uses_bf16
 from noisy_student.training import device_title, normalise, pick_device
 
 BATCH = 128
@@ -106,7 +106,7 @@ def usual(name: str, n: int, data: Images, device: torch.device, steps: int, plu
         for x, y in loader:
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             x = x.contiguous(memory_format=torch.channels_last) if plus else x
-            with torch.autocast(device.type, torch.bfloat16, enabled=plus):
+            with torch.autocast(device.type, torch.bfloat16, enabled=plus and uses_bf16("auto", device)):
                 loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -229,7 +229,8 @@ def growth(data: Images, device: torch.device, most: int) -> Iterator[Row]:
 
 def several_runs(model: str, epochs: int, workers: int, data: Images, device: torch.device) -> None:
     """Four runs of one model from an empty store to the table, the start of the helper process included."""
-    train_set, test_set = (Images(data.images[part], data.labels[part], data.classes, "bench") for part in (slice(6000), slice(6000, 6100)))
+    train_set, test_set = (Images(data.images[part].clone(), data.labels[part].clone(), data.classes, "bench")
+                           for part in (slice(6000), slice(6000, 6100)))
     with tempfile.TemporaryDirectory() as store:
         run_all([Run(model, 5000, Recipe(epochs=epochs), seed=s) for s in range(4)], train_set, test_set, store, device=device,
                 workers=workers, progress=False)
@@ -288,7 +289,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--ns", default="2,5")
     parser.add_argument("--scale", type=int, help="steps a call of the project's loop (default: 200 on a GPU, else 16)")
-    parser.add_argument("--suite", metavar="PROFILE", help="time the experiments at this profile as well (quick, full)")
+    parser.add_argument("--suite", metavar="PROFILE", help="time the experiments at this profile as well (quick, long, full)")
     parser.add_argument("--out", default="results/bench")
     parser.add_argument("--assets", default="assets")
     args = parser.parse_args()

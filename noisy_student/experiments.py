@@ -63,8 +63,8 @@ def profile(name: str, train: Images, device: str | torch.device | None = None) 
         settings = Settings(recipe, recipe.replace(epochs=100, weight_decay=5e-4), seeds=(0, 1, 2, 3, 4), generations=4,
                             flip_average=True, ensemble=3, repeat_labels=2)
     elif name == "long":
-        settings = Settings(recipe, recipe.replace(epochs=20, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1,
-                            threshold=0.8, flip_average=True, ensemble=3, repeat_labels=8, ablation_models=("Convnet5",),
+        settings = Settings(recipe, recipe.replace(epochs=14, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1,
+                            flip_average=True, ensemble=3, repeat_labels=8, ablation_models=("Convnet5",),
                             grid_models=("Convnet5",), grid_ns=(1, 2, 3), grid_ms=(5, 10),
                             label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.25)
     elif small:
@@ -105,6 +105,8 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         if dot and head in ("recipe", "supervised", "student"):
             targets = ("supervised", "student") if head == "recipe" else (head,)
             settings = replace(settings, **{t: getattr(settings, t).replace(**{tail: value}) for t in targets})
+        elif name == "grid_seeds" and value == 0:
+            raise ValueError("grid_seeds=0 leaves nothing to run: leave the experiment 'grid' out instead.")
         elif name in names:
             settings = replace(settings, **{name: _same_kind(name, value, getattr(settings, name))})
         else:
@@ -119,6 +121,8 @@ def _same_kind(name: str, value: Any, old: Any) -> Any:
         sound = sound and (len(value) > 0 or name == "ablation_models")
     else:
         sound = isinstance(value, type(old)) or (isinstance(old, float) and isinstance(value, int))
+    if sound and isinstance(old, tuple) and name != "chain" and len(set(value)) < len(value):
+        raise ValueError(f"{name}={list(value)!r} names a value twice: give each once.")
     if not sound:
         raise ValueError(f"{name}={value!r} is not of the same kind as {old!r}.")
     return value

@@ -41,9 +41,9 @@ def _rows(table: pd.DataFrame, *experiments: str) -> pd.DataFrame:
     return table[table.experiment.isin(experiments)]
 
 
-def _subtitle(rows: pd.DataFrame) -> str:
+def _subtitle(rows: pd.DataFrame, interval: bool = True) -> str:
     seeds = rows.seed.nunique()
-    spread = f"mean of {seeds} seeds with 95% interval" if seeds > 1 else "1 seed"
+    spread = f"mean of {seeds} seeds{' with 95% interval' if interval else ''}" if seeds > 1 else "1 seed"
     return f"{' and '.join(rows.title.unique())}, {spread}, {' and '.join(rows.device.unique())}"
 
 
@@ -61,7 +61,8 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 
 def _cifar10(rows: pd.DataFrame) -> bool:
-    return all(t == "CIFAR-10" or t.startswith("CIFAR-10 ") for t in rows.title)
+    """Whether the original's figures belong beside these: on CIFAR-10, and where its 5,000 labels are among these."""
+    return all(t == "CIFAR-10" or t.startswith("CIFAR-10 ") for t in rows.title) and 5000 in set(rows.labels)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -81,10 +82,14 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def result1(table: pd.DataFrame) -> Figure:
-    """Accuracy of each model: supervised with all noise, student with hard and with soft pseudo-labels."""
+    """Accuracy of each model: supervised with all noise, student with hard and with soft pseudo-labels.
+
+    A model that a chain has twice is shown by its last student.
+    """
     rows = _rows(table, "baselines", "students")
     plain = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"])
-    rows = pd.concat([plain, rows[(rows.experiment == "students") & (rows.pseudo != "none")]])
+    students = rows[(rows.experiment == "students") & (rows.pseudo != "none")].sort_values("generation", kind="stable")
+    rows = pd.concat([plain, students.drop_duplicates(["model", "pseudo", "seed"], keep="last")])
     models = list(dict.fromkeys(rows.model))
     figure, (axis,) = _panels(1, f"Noisy Student by model, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 9)
     for offset, (kind, (label, colour, marker)) in zip((-0.26, 0.0, 0.26), KINDS.items(), strict=True):
@@ -145,7 +150,7 @@ def grid(table: pd.DataFrame) -> Figure:
     """Validation accuracy by RandAugment's n and m, a heatmap a model; the best cell is framed."""
     rows = _rows(table, "grid")
     models = list(rows.model.unique())
-    figure, axes = _panels(len(models), f"RandAugment(n, m): accuracy on held-out labels, %\n{_subtitle(rows)}", 5.5, 4.6)
+    figure, axes = _panels(len(models), f"RandAugment(n, m): accuracy on held-out labels, %\n{_subtitle(rows, interval=False)}", 5.5, 4.6)
     for axis, model in zip(axes, models, strict=True):
         cells = rows[rows.model == model].pivot_table(index="n", columns="m", values="validation_accuracy")
         values = cells.to_numpy()
@@ -169,23 +174,24 @@ def _frame(x: float, y: float) -> Any:
 
 def ablation(table: pd.DataFrame) -> Figure:
     """Labels alone: what RandAugment and dropout are each worth."""
-    rows = _rows(table, "baselines")
+    rows = _rows(table, "baselines").drop_duplicates("key")
     kinds: dict[str, tuple[Any, str, str]] = {
-        "all noise": ((rows.n > 0) & (rows.dropout > 0), BLUE, ""), "no RandAugment": ((rows.n == 0) & (rows.dropout > 0), ORANGE, "//"),
-        "no dropout": ((rows.n > 0) & (rows.dropout == 0), GREEN, ".."), "neither": ((rows.n == 0) & (rows.dropout == 0), GREY, "xx"),
+        "all noise": ((rows.n > 0) & (rows.dropout > 0), BLUE, "o"), "no RandAugment": ((rows.n == 0) & (rows.dropout > 0), ORANGE, "s"),
+        "no dropout": ((rows.n > 0) & (rows.dropout == 0), GREEN, "^"), "neither": ((rows.n == 0) & (rows.dropout == 0), GREY, "D"),
     }
     models = list(dict.fromkeys(rows.model))
     figure, (axis,) = _panels(1, f"Noise in supervised training, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 8)
-    for i, (label, (mask, colour, hatch)) in enumerate(kinds.items()):
+    for i, (label, (mask, colour, marker)) in enumerate(kinds.items()):
         results = [mean_and_interval(rows[mask & (rows.model == m)].accuracy) for m in models]
         x = np.arange(len(models)) + (i - 1.5) * 0.2
-        bars = axis.bar(x, [r[0] for r in results], 0.19, yerr=[np.nan_to_num(r[1]) for r in results], color=colour, hatch=hatch,
-                        ec="white", label=label, capsize=2)
-        axis.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2)
-    low, high = rows.accuracy.min(), rows.accuracy.max()
-    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %",
-             ylim=(max(0, low - 0.3 * (high - low) - 1), high + 0.35 * (high - low) + 1))
-    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper center")
+        axis.errorbar(x, [r[0] for r in results], [np.nan_to_num(r[1]) for r in results], fmt=marker, color=colour, capsize=3, label=label)
+        for place, (mean, _) in zip(x, results, strict=True):
+            if mean == mean:
+                axis.annotate(f"{mean:.1f}", (place, mean), (5, 4), textcoords="offset points", fontsize=8)
+    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.4))
+    axis.margins(y=0.15)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.1))
     return figure
 
 
@@ -195,7 +201,7 @@ def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
     kind = "soft" if "soft" in set(rows.pseudo) else "hard"
     rows = rows[rows.pseudo.isin([kind, "none"])]
     joined = history.merge(rows[["key", "model", "pseudo"]].drop_duplicates("key"), on="key", suffixes=("", "_run"))
-    figure, axes = _panels(2, f"Training on noisy images, {kind} students\n{_subtitle(rows)}")
+    figure, axes = _panels(2, f"Training on noisy images, {kind} students\n{_subtitle(rows, interval=False)}")
     for axis, column, label in zip(axes, ("loss", "accuracy"), ("loss", "training accuracy, %"), strict=True):
         styles = [(GREY, "-"), (GREEN, "--"), (ORANGE, "-."), (BLUE, ":"), (RED, "-")]
         for model, (colour, style) in zip(rows.model.unique(), styles, strict=False):
@@ -215,7 +221,7 @@ def generations(table: pd.DataFrame) -> Figure:
     rows = rows.drop_duplicates("key")
     figure, axes = _panels(2, f"Along the generations\n{_subtitle(rows)}", sharey=False)
     for axis, column, label in zip(axes, ("accuracy", "pseudo_accuracy"), ("test accuracy, %", "pseudo-label accuracy, %"), strict=True):
-        for kind in ("hard", "soft"):
+        for kind in [k for k in ("hard", "soft") if k in set(rows.pseudo)] or ["none"]:
             name, colour, marker = KINDS[kind]
             chain = rows[(rows.pseudo == kind) | (rows.generation == 0)]
             by = chain[chain[column].notna()].groupby("generation")[column].apply(mean_and_interval)

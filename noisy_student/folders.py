@@ -113,6 +113,7 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     tops = {n.split("/")[0] for n in files}
     if "train" not in tops and len(tops) == 1:  # the layout may lie one folder down, as archives often have it
         files = {n.partition("/")[2]: v for n, v in files.items()}
+    files = {n.replace("unlabelled/", "unlabeled/", 1) if n.startswith("unlabelled/") else n: v for n, v in files.items()}
     names = sorted(n for n in files if n.split("/")[0] in PARTS)
     classes = _classes(path, names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

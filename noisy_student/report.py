@@ -37,9 +37,10 @@ def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> lis
         drawn["grid"] = figures.grid(table)
     if "baselines" in present:
         drawn["ablation"] = figures.ablation(table)
+    if "students" in present:
+        drawn["curves"] = figures.curves(history, table)
     if "generations" in present or "students" in present:
         drawn["generations"] = figures.generations(table)
-        drawn["curves"] = figures.curves(history, table)
     return [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
 
 
@@ -65,7 +66,8 @@ def save_figures(table: pd.DataFrame, store: Store, train: Images, test: Images,
     drawn = {"ops": figures.ops(train.images[:1], apply_op, OPS, (-10, -5, 0, 5, 10))}
     if "students" in set(table.experiment):
         row = last_student(table)
-        title = f"{test.title}: {row.model}, {row.pseudo} student, seed {row.seed}"
+        kind = "supervised" if row.pseudo == "none" else f"{row.pseudo} student"
+        title = f"{test.title}: {row.model}, {kind}, seed {row.seed}"
         drawn["confusion"] = figures.confusion(np.array(store.record(row.key)["result"]["confusion"]), test.classes, title)
         teacher = teacher_of(row, table)
         guess = predict(store.model(teacher.key), test.images, device=device)
