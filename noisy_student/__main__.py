@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from .data import Split, load
-from .experiments import FOUR, PROFILES, override, profile, run_experiment
+from .experiments import FOUR, PROFILES, experiment_runs, override, profile, run_experiment
 from .report import plot_tables, save_figures, write_tables
+from .runs import prepare
 from .statistics import gains, summary, worth
 from .store import Store
 from .training import device_title, pick_device
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _changes(args: argparse.Namespace) -> dict[str, object]:
-    changes: dict[str, object] = {"labels": args.labels}
+    changes: dict[str, object] = {}
     for text in args.set:
         name, equals, value = text.partition("=")
         if not equals:
@@ -81,12 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
         device, store = pick_device(args.device), Store(args.store)
         workers = default_workers(device) if args.workers is None else args.workers
         train, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
-        settings = override(profile(args.profile, train, device), _changes(args))
+        settings = override(profile(args.profile, train, device, args.labels), _changes(args))
         saved = Split.load(args.split, train) if args.split else None
+        names = list(dict.fromkeys(name.strip() for name in args.experiments.split(",")))
+        prepare([run for name in names for run in experiment_runs(name, settings)], train, test, saved)  # what cannot be fails now
         print(f"{train}; {len(test):,} test images; {device_title(device)}; seeds {', '.join(map(str, settings.seeds))}")
         tables = []
-        for name in args.experiments.split(","):
-            table = run_experiment(name.strip(), settings, train, test, store, saved_split=saved, device=device,
+        for name in names:
+            table = run_experiment(name, settings, train, test, store, saved_split=saved, device=device,
                                    workers=workers)
             tables.append(table)
             print(f"\n{name}\n{summary(table).to_string(index=False)}", flush=True)

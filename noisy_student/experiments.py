@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .data import Images, Split, unknown
+from .data import NAMED, Images, Split, unknown
 from .runs import STUDENT_OPTIONS, Run, run_all
 from .store import Store
 from .training import Recipe, pick_device
@@ -44,51 +44,55 @@ class Settings:
     label_recipe_steps: float = 4.0  # at most so many times the optimizer steps of the supervised run, see label_counts()
 
 
-def profile(name: str, train: Images, device: str | torch.device | None = None) -> Settings:
+_SHORT = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise
+_LONG = Recipe(epochs=200, n=2, m=10, dropout=0.2)
+# Everywhere students see each label about as often as the supervised models do; docs/recipe.md says how these were found.
+_SETTINGS = {
+    "quick": Settings(_SHORT, _SHORT.replace(epochs=8), seeds=(0,), generations=1, threshold=0.8, flip_average=True, ensemble=3,
+                      repeat_labels=3, ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 3), grid_ms=(5, 10),
+                      label_counts=(5000, 10000, 20000), label_recipe_steps=2),
+    "quick, few images": Settings(_SHORT.replace(epochs=40, batch_size=20), _SHORT.replace(epochs=8, batch_size=20), labels=100,
+                                  generations=1, flip_average=True, ensemble=3, repeat_labels=5, ablation_models=("Convnet5",),
+                                  grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10), label_counts=(100, 200, 400),
+                                  label_recipe_steps=2),
+    "long": Settings(_LONG, _LONG.replace(epochs=14, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1, flip_average=True,
+                     ensemble=3, repeat_labels=8, ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 2, 3),
+                     grid_ms=(5, 10), label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.25),
+    "full": Settings(_LONG, _LONG.replace(epochs=100, weight_decay=5e-4), seeds=(0, 1, 2, 3, 4), generations=4, flip_average=True,
+                     ensemble=3, repeat_labels=2),
+}
+
+
+def profile(name: str, train: Images, device: str | torch.device | None = None, labels: int | None = None) -> Settings:
     """The settings of a profile for these images: "quick" (minutes on a CPU), "long" (hours on one), "full" (for a GPU).
 
-    "auto" takes full on a GPU and quick elsewhere. What does not fit the data (more labels than there are, too few epochs
-    for few images, mirroring of digits) is adapted. Raises ValueError for an unknown name.
+    "auto" takes full on a GPU and quick elsewhere. labels: how many labelled images; None: the profile's number. What
+    does not fit the data (more labels than there are, too few epochs for few images, mirroring of digits) is adapted.
+    Raises ValueError for an unknown name.
     """
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     if name == "auto":
         name = "quick" if pick_device(device).type == "cpu" else "full"
+    few = name == "quick" and len(train) <= 5000
+    settings = _SETTINGS["quick, few images" if few else name]
     known = int((train.labels >= 0).sum())
-    small = len(train) <= 5000
-    written = train.name in ("digits", "svhn")  # a mirrored 2 is no 2
-    recipe = Recipe(epochs=200, n=2, m=10, dropout=0.2)
-    # Students see each label about as often as the supervised models do, in fewer epochs.
-    if name == "full":
-        settings = Settings(recipe, recipe.replace(epochs=100, weight_decay=5e-4), seeds=(0, 1, 2, 3, 4), generations=4,
-                            flip_average=True, ensemble=3, repeat_labels=2)
-    elif name == "long":
-        settings = Settings(recipe, recipe.replace(epochs=14, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1,
-                            flip_average=True, ensemble=3, repeat_labels=8, ablation_models=("Convnet5",),
-                            grid_models=("Convnet5",), grid_ns=(1, 2, 3), grid_ms=(5, 10),
-                            label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.25)
-    elif small:
-        recipe = Recipe(epochs=40, batch_size=20, n=1, m=5, dropout=0.2)
-        settings = Settings(recipe, recipe.replace(epochs=8), labels=100, generations=1, ablation_models=("Convnet5",),
-                            grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10),
-                            label_counts=(100, 200, 400), label_recipe_steps=2)
-    else:
-        # Short training wants little noise, and students that see their few labels about as often as the supervised
-        # models do, beside few but right pseudo-labels: docs/recipe.md has the search.
-        recipe = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)
-        settings = Settings(recipe, recipe.replace(epochs=8), seeds=(0,), generations=1, threshold=0.8, repeat_labels=3,
-                            ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 3), grid_ms=(5, 10),
-                            label_counts=(5000, 10000, 20000), label_recipe_steps=2)
-    if settings.labels >= known:  # few labels: all of them if there are images without one, else a tenth
-        labels = known if known < len(train) else max(len(train.classes), known // 10)
+    if labels is None and known < len(train) and train.name not in NAMED:
+        labels = known  # someone's own images, some without a label: all labels there are
+    elif labels is None and settings.labels >= known:
+        labels = min(known, max(2 * len(train.classes), known // 10))
+    if labels is not None and labels != settings.labels:
         settings = replace(settings, labels=labels, label_counts=tuple(labels * k for k in (1, 2, 4, 10)))
-    epochs = {"supervised": settings.supervised.epochs, "student": settings.student.epochs}
-    if name != "quick" or not small:  # smaller data, more epochs: about as many steps as on CIFAR-10
-        epochs["supervised"] = round(epochs["supervised"] * min(10, max(1, 5000 / settings.labels)))
-        epochs["student"] = round(epochs["student"] * min(10, max(1, 50_000 / len(train))))
-    crop = settings.supervised.crop // 2 if written else settings.supervised.crop
-    recipes = {n: getattr(settings, n).replace(flip=not written, crop=crop, epochs=epochs[n]) for n in epochs}
-    return replace(settings, label_counts=tuple(c for c in settings.label_counts if c <= known), **recipes)
+    recipes = {"supervised": settings.supervised, "student": settings.student}
+    if not few:  # smaller data, more epochs: about as many steps as on CIFAR-10
+        for part, usual, count in (("supervised", 5000, settings.labels), ("student", 50_000, len(train))):
+            epochs = round(recipes[part].epochs * min(10, max(1, usual / max(1, count))))
+            recipes[part] = recipes[part].replace(epochs=epochs)
+    if train.name in ("digits", "svhn"):  # a mirrored 2 is no 2
+        recipes = {part: recipe.replace(flip=False, crop=recipe.crop // 2) for part, recipe in recipes.items()}
+        settings = replace(settings, flip_average=False)
+    counts = tuple(count for count in settings.label_counts if count <= known)
+    return replace(settings, supervised=recipes["supervised"], student=recipes["student"], label_counts=counts)
 
 
 def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
@@ -151,7 +155,7 @@ def baselines(settings: Settings, seed: int) -> list[Run]:
 
 
 def students(settings: Settings, seed: int) -> list[Run]:
-    """3. Noisy Student along the chain, with soft and with hard pseudo-labels."""
+    """3. Noisy Student along the chain, with each kind of pseudo-labels."""
     first = Run(settings.chain[0], settings.labels, settings.supervised, seed=seed)
     return [first, *(run for kind in settings.kinds for run in _descend(settings, first, settings.chain[1:], kind))]
 
@@ -167,7 +171,7 @@ def label_counts(settings: Settings, seed: int) -> list[Run]:
     """4. The chain's last model on the labels alone, by number of labels: ``labels``, and the larger ``label_counts``.
 
     More labels train for fewer epochs: steps grow with the labels up to ``label_recipe_steps`` times those of the
-    smallest, which keeps every point well trained and the whole affordable.
+    smallest, which bounds the cost. Where that bound is low, many labels are trained too briefly to be a fair reference.
     """
     runs = []
     for count in (settings.labels, *(c for c in settings.label_counts if c > settings.labels)):
@@ -205,13 +209,18 @@ def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str)
     return runs
 
 
+def experiment_runs(name: str, settings: Settings) -> list[Run]:
+    """The Runs of an experiment for all seeds. Raises ValueError for an unknown name, model or value."""
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    return [run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)]
+
+
 def run_experiment(name: str, settings: Settings, train: Images, test: Images, store: Store | str | Path = "runs", *,
                    saved_split: Split | None = None, device: str | torch.device | None = None, workers: int = 1,
                    progress: bool = True) -> pd.DataFrame:
     """Run one experiment for all seeds; the table of :func:`noisy_student.run_all` with a column "experiment" first."""
-    if name not in EXPERIMENTS:
-        raise unknown("experiment", name, EXPERIMENTS)
-    runs = [run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)]
-    table = run_all(runs, train, test, store, saved_split=saved_split, device=device, workers=workers, progress=progress)
+    table = run_all(experiment_runs(name, settings), train, test, store, saved_split=saved_split, device=device, workers=workers,
+                    progress=progress)
     table.insert(0, "experiment", name)
     return table

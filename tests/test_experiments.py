@@ -104,6 +104,8 @@ def test_overrides() -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"), ({"seeds": ()}, "not of the same kind"),
+    ({"grid_ns": [1, 1]}, "names a value twice"),
+    ({"grid_seeds": 0}, "leave the experiment"),
     ({"labels": "many"}, "not of the same kind"), ({"seeds": [0.5]}, "not of the same kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
 ])
 def test_bad_overrides(change: dict[str, object], message: str) -> None:
@@ -123,6 +125,21 @@ def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
         assert row.accuracy == pytest.approx(group.accuracy.mean(), abs=0.006)
     with pytest.raises(ValueError, match="did you mean students"):
         run_experiment("student", settings, *tiny, f"{tmp_path}")
+
+
+def test_only_the_first_teacher_is_an_ensemble_and_kinds_choose_the_chains() -> None:
+    settings = Settings(Recipe(), Recipe(), ensemble=3, kinds=("hard",))
+    runs = EXPERIMENTS["generations"](settings, 0)
+    assert [run.ensemble for run in runs] == [1, 3, 1, 1, 1, 1] and {run.pseudo for run in runs[1:]} == {"hard"}
+    assert len(runs[1].teachers) == 3 and len({teacher.key for teacher in runs[1].teachers}) == 3
+    assert runs[0] == runs[1].teachers[0], "the teacher of the table is the ensemble's first"
+    assert [run.pseudo for run in EXPERIMENTS["students"](settings, 0)] == ["none", "hard", "hard", "hard"]
+
+
+def test_labels_are_known_before_the_profile_fits_the_epochs() -> None:
+    settings = profile("quick", images(50000), "cpu", labels=200)
+    assert settings.labels == 200 and settings.label_counts == (200, 400, 800, 2000)
+    assert settings.supervised.epochs == 10 * profile("quick", images(50000), "cpu").supervised.epochs
 
 
 def test_experiments_are_named() -> None:
