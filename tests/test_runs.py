@@ -3,10 +3,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -112,6 +114,36 @@ def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
     times = ["seconds", "images_per_second"]
     pd.testing.assert_frame_equal(together.drop(columns=times), alone.drop(columns=times))
     assert all(weights(tmp_path / "two", key) == weights(tmp_path / "one", key) for key in alone.key)
+
+
+def test_a_helper_trains_what_the_caller_leaves(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller, which alone is patched, waits with its first run until somebody else has finished one."""
+    real = runs._train_run
+
+    def patient(*arguments: object) -> None:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*/run.json")):
+            assert time.monotonic() < deadline, "no helper has trained"
+            time.sleep(0.05)
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs, "_train_run", patient)
+    assert len(go([TEACHER, replace(TEACHER, seed=1)], tiny, tmp_path, workers=2)) == 2
+
+
+def test_helpers_end_with_a_killed_caller(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nfrom noisy_student import Recipe, Run, load, run_all\nif __name__ == '__main__':\n"
+                      "    wanted = [Run('Convnet5', 100, Recipe(epochs=5000, batch_size=20), seed=s) for s in range(2)]\n"
+                      "    run_all(wanted, *load('digits'), sys.argv[1], device='cpu', workers=2)\n")
+    caller = psutil.Popen([sys.executable, str(script), str(tmp_path / "store")], stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("store/*.partial"))) != 2:
+        assert caller.poll() is None
+        time.sleep(0.05)
+    helpers = caller.children(recursive=True)
+    caller.kill()
+    caller.wait()
+    assert helpers and not psutil.wait_procs(helpers, timeout=30)[1], "a helper outlives its caller"
 
 
 def test_error_among_workers_reaches_the_caller(tiny: Pair, tmp_path: Path) -> None:
