@@ -179,7 +179,8 @@ def ablation(table: pd.DataFrame) -> Figure:
         "all noise": ((rows.n > 0) & (rows.dropout > 0), BLUE, "o"), "no RandAugment": ((rows.n == 0) & (rows.dropout > 0), ORANGE, "s"),
         "no dropout": ((rows.n > 0) & (rows.dropout == 0), GREEN, "^"), "neither": ((rows.n == 0) & (rows.dropout == 0), GREY, "D"),
     }
-    models = list(dict.fromkeys(rows.model))
+    ablated = set(rows[(rows.n == 0) | (rows.dropout == 0)].model) or set(rows.model)
+    models = [model for model in dict.fromkeys(rows.model) if model in ablated]
     figure, (axis,) = _panels(1, f"Noise in supervised training, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 8)
     for i, (label, (mask, colour, marker)) in enumerate(kinds.items()):
         results = [mean_and_interval(rows[mask & (rows.model == m)].accuracy) for m in models]
