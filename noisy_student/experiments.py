@@ -55,7 +55,7 @@ _SETTINGS = {
                                   generations=1, flip_average=True, ensemble=3, repeat_labels=5, ablation_models=("Convnet5",),
                                   grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10), label_counts=(100, 200, 400),
                                   label_recipe_steps=2),
-    "long": Settings(_LONG, _LONG.replace(epochs=14, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1, flip_average=True,
+    "long": Settings(_LONG, _LONG.replace(epochs=20, weight_decay=5e-4), seeds=(0,), kinds=("soft",), generations=1, flip_average=True,
                      ensemble=3, repeat_labels=8, ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 2, 3),
                      grid_ms=(5, 10), label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.25),
     "full": Settings(_LONG, _LONG.replace(epochs=100, weight_decay=5e-4), seeds=(0, 1, 2, 3, 4), generations=4, flip_average=True,
