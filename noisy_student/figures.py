@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .statistics import labels_worth, mean_and_interval, worth_text
+from .statistics import labels_worth, last_students, mean_and_interval, worth_text
 
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the kinds apart in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -126,16 +126,13 @@ def result2(table: pd.DataFrame) -> Figure:
     axis.fill_between(by.index, mean - np.nan_to_num(half), mean + np.nan_to_num(half), color=GREY, alpha=0.2)
     if _cifar10(rows):
         axis.plot(*zip(*ORIGINAL_BY_LABELS.items(), strict=True), "o--", mfc="none", color=GREY, lw=1, label="original, supervised")
-    last = table[(table.experiment == "students") & (table.generation == table[table.experiment == "students"].generation.max())]
-    for kind, (label, colour, marker) in KINDS.items():
-        student = last[last.pseudo == kind].accuracy.to_numpy()
-        if kind == "none" or not len(student):
-            continue
-        worth = labels_worth(rows, student)
-        axis.axhline(student.mean(), color=colour, ls="--" if kind == "hard" else "-",
-                     label=f"{label} {student.mean():.1f}%: worth {worth_text(worth, rows)} labels")
+    for kind, group in last_students(table).items():
+        (label, colour, marker), student = KINDS[kind], group.accuracy.mean()
+        worth = labels_worth(rows, group.accuracy.tolist())
+        axis.axhline(student, color=colour, ls="--" if kind == "hard" else "-",
+                     label=f"{label}, generation {group.generation.iloc[0]}, {student:.1f}%: worth {worth_text(worth, rows)} labels")
         if math.isfinite(worth.labels):
-            axis.plot(worth.labels, student.mean(), marker, color=colour, markersize=11)
+            axis.plot(worth.labels, student, marker, color=colour, markersize=11)
     counts = list(by.index)
     axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, %")
     ticks = [c for i, c in enumerate(counts) if i == 0 or c >= 1.3 * counts[i - 1] or c == counts[-1]]

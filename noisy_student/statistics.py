@@ -97,16 +97,21 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(2)
 
 
-def worth(table: pd.DataFrame) -> pd.DataFrame:
-    """How many labels the chain's last students are worth to the same model on labels alone, with the 95% interval.
+def last_students(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """By kind of pseudo-labels, the rows of the last generation of that kind in "students" and "generations"."""
+    students = table[table.experiment.isin(["students", "generations"]) & (table.pseudo != "none")].drop_duplicates("key")
+    return {str(kind): group[group.generation == group.generation.max()] for kind, group in students.groupby("pseudo", sort=False)}
 
-    table: rows of "students" and "label_counts"; without either, the result is empty. Infinite: more than were measured.
+
+def worth(table: pd.DataFrame) -> pd.DataFrame:
+    """How many labels the last students are worth to the same model on labels alone, with the 95% interval.
+
+    table: rows of "label_counts", and of "students", "generations" or both; empty without either. Infinite: more than were
+    measured.
     """
-    counts, students = table[table.experiment == "label_counts"], table[table.experiment == "students"]
-    last = students[(students.generation == students.generation.max()) & (students.pseudo != "none")]
-    rows = []
-    for pseudo, group in last.groupby("pseudo", sort=False) if len(counts) else ():
-        found = labels_worth(counts, group.accuracy.to_numpy())
-        rows.append({"model": group.model.iloc[0], "pseudo": pseudo, "labels": group.labels.iloc[0],
+    counts, rows = table[table.experiment == "label_counts"], []
+    for kind, group in last_students(table).items() if len(counts) else ():
+        found = labels_worth(counts, group.accuracy.tolist())
+        rows.append({"model": group.model.iloc[0], "pseudo": kind, "generation": group.generation.iloc[0], "labels": group.labels.iloc[0],
                      "student": group.accuracy.mean(), "worth": found.labels, "low": found.low, "high": found.high})
     return pd.DataFrame(rows).round({"student": 2, "worth": 0, "low": 0, "high": 0})

@@ -47,7 +47,8 @@ def test_worth_of_the_last_students() -> None:
     """On a curve of 10 points a doubling: students at 65 are worth 5000 sqrt(2) labels; those of an earlier generation do not count."""
     counts = [{"experiment": "label_counts", "labels": n, "accuracy": 60 + 10 * math.log2(n / 5000), "seed": s}
               for n in (5000, 10000) for s in (0, 1)]
-    students = [{"experiment": "students", "model": "Resnet9", "labels": 5000, "pseudo": "soft", "generation": g, "accuracy": a, "seed": s}
+    students = [{"experiment": "students", "model": "Resnet9", "labels": 5000, "pseudo": "soft", "generation": g, "accuracy": a, "seed": s,
+                 "key": f"{g}{s}"}
                 for g, a in ((1, 99.0), (3, 65.0)) for s in (0, 1)]
     (row,) = worth(pd.DataFrame(counts + students)).itertuples()
     assert (row.student, row.worth, row.low, row.high) == (65, 7071, 7071, 7071)
@@ -59,5 +60,6 @@ def test_worth_is_the_fewest_labels_that_reach_a_level_and_empty_without_student
     assert labels_worth(flat, [50.0]).labels == 100
     assert labels_worth(flat, [70.0]).labels == pytest.approx(400)
     assert labels_worth(flat, [60.0]).labels == pytest.approx(200 * math.sqrt(2))
-    teacher = {"experiment": "students", "model": "Resnet9", "labels": 100, "pseudo": "none", "generation": 0, "accuracy": 60.0, "seed": 0}
+    teacher = {"experiment": "students", "model": "Resnet9", "labels": 100, "pseudo": "none", "generation": 0, "accuracy": 60.0, "seed": 0,
+               "key": "t"}
     assert worth(pd.concat([flat, pd.DataFrame([teacher])])).empty and worth(pd.DataFrame([teacher])).empty
