@@ -35,7 +35,7 @@ def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> lis
         drawn["result2"] = figures.result2(table)
     if "grid" in present:
         drawn["grid"] = figures.grid(table)
-    if "baselines" in present:
+    if ((table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))).any():
         drawn["ablation"] = figures.ablation(table)
     if "students" in present:
         drawn["curves"] = figures.curves(history, table)
