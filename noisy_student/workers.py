@@ -16,7 +16,8 @@ import torch
 def default_workers(device: torch.device) -> int:
     """One a thread on a CPU, at most 4; one on a GPU.
 
-    Two runs on a thread each give 1.1 to 1.3 times the images a second of one run on two threads (`make bench`, rows "4 runs").
+    In a trial on two cores the bare steps of two processes with a thread each did 1.1 to 1.4 times the images a second of one
+    process with two threads; `make bench` measures whole runs (rows "4 runs").
     """
     return min(4, torch.get_num_threads()) if device.type == "cpu" else 1
 
