@@ -14,11 +14,7 @@ import torch
 
 
 def default_workers(device: torch.device) -> int:
-    """One a thread on a CPU, at most 4; one on a GPU.
-
-    In a trial on two cores the bare steps of two processes with a thread each did 1.1 to 1.4 times the images a second of one
-    process with two threads; `make bench` measures whole runs (rows "4 runs").
-    """
+    """One a thread on a CPU, at most 4; one on a GPU. `make bench` measures what that is worth (rows "4 runs")."""
     return min(4, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
