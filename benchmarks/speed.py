@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,6 +134,16 @@ def augmentations(n: int, data: Images, device: torch.device, count: int) -> Ite
 # ---------------------------------------------------------------------------------------------------------- measurement
 
 
+def tree_memory_mb(process: psutil.Process) -> float:
+    """What a process and its descendants hold now, shared pages counted once (Linux: PSS; elsewhere resident memory)."""
+    total = 0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            memory = each.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+    return total / 1e6
+
+
 def peak_memory_mb(reset: bool = False) -> float:
     """Peak resident memory of this process since the last reset, and what its workers hold now (Linux; elsewhere NaN)."""
     status = Path("/proc/self/status")
@@ -141,8 +152,7 @@ def peak_memory_mb(reset: bool = False) -> float:
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
-    workers = sum(child.memory_full_info().pss for child in psutil.Process().children(recursive=True))
-    return (int(found[1]) / 1024 if found else float("nan")) + workers / 1e6
+    return (int(found[1]) / 1024 if found else float("nan")) + sum(map(tree_memory_mb, psutil.Process().children()))
 
 
 def measure(rows: list[Row], rounds: int, device: torch.device) -> pd.DataFrame:
@@ -236,21 +246,25 @@ def several_runs(model: str, epochs: int, workers: int, data: Images, device: to
                 workers=workers, progress=False)
 
 
-def suite(source: str, name: str, device: torch.device) -> pd.DataFrame:
+def suite(source: str, name: str, device: torch.device, store: str) -> pd.DataFrame:
     """Seconds of each experiment for one seed, as the command line runs it, in an empty store; what one has trained, the
-    next does not train again. The peak memory is that of its largest process, libraries included."""
+    next does not train again. The peak memory is that of all its processes together, libraries included."""
+    if list(Path(store).glob("*")):
+        raise ValueError(f"the store {store} is not empty: finished runs take no time.")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for experiment in FOUR:
             start, out = time.perf_counter(), f"{folder}/{experiment}"
             options = {"data": source, "profile": name, "experiments": experiment, "seeds": "0", "device": device.type,
-                       "store": f"{folder}/runs", "out": out}
+                       "store": store, "out": out}
             command = [sys.executable, "-m", "noisy_student", *(word for key, value in options.items() for word in (f"--{key}", value))]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            if status:
+            process, peak = psutil.Popen(command, stdout=subprocess.DEVNULL), 0.0
+            while process.poll() is None:
+                peak = max(peak, tree_memory_mb(process))
+                time.sleep(0.5)
+            if process.returncode:
                 raise RuntimeError(f"the experiment {experiment} failed: run it alone to see why.")
-            seconds, peak, runs = time.perf_counter() - start, usage.ru_maxrss / 1024, len(pd.read_csv(f"{out}/runs.csv"))
+            seconds, runs = time.perf_counter() - start, len(pd.read_csv(f"{out}/runs.csv"))
             rows.append({"what": f"suite: {experiment}", "model": name, "runs": runs, "seconds": seconds, "peak_memory_mb": peak})
             print(f"{experiment}: {runs} runs, {seconds:.0f} s, {peak:,.0f} MB", flush=True)
     return pd.DataFrame(rows)
@@ -290,6 +304,7 @@ def main() -> None:
     parser.add_argument("--ns", default="2,5")
     parser.add_argument("--scale", type=int, help="steps a call of the project's loop (default: 200 on a GPU, else 16)")
     parser.add_argument("--suite", metavar="PROFILE", help="time the experiments at this profile as well (quick, long, full)")
+    parser.add_argument("--store", help="an empty folder that keeps the runs of --suite (default: they are not kept)")
     parser.add_argument("--out", default="results/bench")
     parser.add_argument("--assets", default="assets")
     args = parser.parse_args()
@@ -323,7 +338,8 @@ def main() -> None:
     keep(with_ratios(measure(alone, args.rounds, device)))
     keep(measure(list(growth(data, device, 50_000 if gpu else 20_000)), args.rounds, device))
     if args.suite:
-        keep(suite(args.data, args.suite, device))
+        with tempfile.TemporaryDirectory() as passing:
+            keep(suite(args.data, args.suite, device, args.store or passing))
     table = pd.concat(parts)
     print(table.drop(columns=["device", "torch"]).round(3).to_string(index=False))
     figure = draw(table, f"{title}, torch {torch.__version__}, median of {args.rounds} rounds")

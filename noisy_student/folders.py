@@ -115,6 +115,8 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
         files = {n.partition("/")[2]: v for n, v in files.items()}
     files = {n.replace("unlabelled/", "unlabeled/", 1) if n.startswith("unlabelled/") else n: v for n, v in files.items()}
     names = sorted(n for n in files if n.split("/")[0] in PARTS)
+    if odd := sorted({n.split("/")[0] for n in files if "/" in n} - {*PARTS, "__MACOSX"}):
+        tqdm.write(f"{path}: not used: {', '.join(f'{o}/' for o in odd)} (the parts are {', '.join(f'{p}/' for p in PARTS)}).")
     classes = _classes(path, names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(lambda n: _decode_one(files[n], size), names)

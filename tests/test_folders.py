@@ -227,6 +227,12 @@ def test_class_in_test_only(folder: Path, tmp_path: Path) -> None:
         load(folder, tmp_path / "root")
 
 
+def test_folder_that_is_no_part_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "test", folder / "val")
+    train, test = load(folder, tmp_path / "root")
+    assert (len(train), len(test)) == (12, 6) and "not used: val/" in capsys.readouterr().out
+
+
 def test_neither_folder_nor_archive(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="neither a folder nor an archive"):
