@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import unknown
+from .data import check_name
 
 FILL = 128  # grey, as in the Noisy Student code; black borders would be a cue of their own
 CHUNK = {"cpu": 1024, "other": 16384}  # images augmented at once: what stays in a CPU's cache; what keeps a GPU busy
@@ -26,10 +26,6 @@ Op = Callable[[Tensor, Tensor], Tensor]
 
 def _column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
-
-
-def _signed(magnitude: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.where(torch.rand(magnitude.shape, generator=generator) < 0.5, -magnitude, magnitude)
 
 
 # ------------------------------------------------------------------------------- colour: blends and value tables
@@ -44,10 +40,6 @@ def _grey(pixels: Tensor) -> Tensor:
     """ITU-R 601 luma, rounded down: float, N x 1 x H x W."""
     red, green, blue = pixels.unbind(1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_().unsqueeze(1)
-
-
-def identity(images: Tensor, magnitude: Tensor) -> Tensor:
-    return images
 
 
 def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -145,48 +137,25 @@ def _warp(images: Tensor, theta: Tensor) -> Tensor:
     return bordered.gather(2, index).view_as(images)
 
 
-def _theta(magnitude: Tensor, **entries: Tensor) -> Tensor:
-    """N x 2 x 3 identity maps with some entries ("xx", "xy", "x1", "yx", "yy", "y1") replaced."""
-    one, zero = torch.ones_like(magnitude), torch.zeros_like(magnitude)
-    default = {"xx": one, "xy": zero, "x1": zero, "yx": zero, "yy": one, "y1": zero}
-    return torch.stack(list((default | entries).values()), 1).view(-1, 2, 3)
+GEOMETRY = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
-def _rotate_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
-    """3 degrees a unit, anticlockwise."""
-    angle = magnitude * (3 * math.pi / 180)
-    return _theta(magnitude, xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
+def _theta(op: Tensor, magnitude: Tensor, height: int, width: int) -> Tensor:
+    """The maps of geometric ops for :func:`_warp`, N x 2 x 3. op: int64, N, each image's place in GEOMETRY.
+
+    A unit of magnitude is 3 degrees, anticlockwise; or a shear of 0.03, about the top left corner as torchvision's RandAugment
+    does; or 15/331 of the width or height, in whole pixels, rounded towards zero.
+    """
+    angle, shear_x, shear_y, x, y = (magnitude * F.one_hot(op, len(GEOMETRY)).T).unbind()  # 0 but for an image's own op
+    angle, shear_x, shear_y = angle * (3 * math.pi / 180), 0.03 * shear_x, 0.03 * shear_y
+    x, y = (x * (15 / 331 * width)).trunc(), (y * (15 / 331 * height)).trunc()
+    cos, sin = angle.cos(), angle.sin()
+    rows = (cos, shear_x - sin, shear_x * (height / 2) - x, sin + shear_y, cos, shear_y * (width / 2) - y)
+    return torch.stack(rows, 1).view(-1, 2, 3)
 
 
-def _shear_x_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
-    """0.03 a unit, about the top left corner as torchvision's RandAugment does."""
-    level = 0.03 * magnitude
-    return _theta(magnitude, xy=level, x1=level * (height / 2))
-
-
-def _shear_y_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
-    level = 0.03 * magnitude
-    return _theta(magnitude, yx=level, y1=level * (width / 2))
-
-
-def _translate_x_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
-    """15/331 of the width a unit, in whole pixels, rounded towards zero."""
-    return _theta(magnitude, x1=-(magnitude * (15 / 331 * width)).trunc())
-
-
-def _translate_y_theta(magnitude: Tensor, height: int, width: int) -> Tensor:
-    return _theta(magnitude, y1=-(magnitude * (15 / 331 * height)).trunc())
-
-
-GEOMETRY = {
-    "Rotate": _rotate_theta,
-    "ShearX": _shear_x_theta,
-    "ShearY": _shear_y_theta,
-    "TranslateX": _translate_x_theta,
-    "TranslateY": _translate_y_theta,
-}
 COLOUR: dict[str, Op] = {
-    "Identity": identity,
+    "Identity": lambda images, magnitude: images,
     "AutoContrast": auto_contrast,
     "Equalize": equalize,
     "Solarize": solarize,
@@ -203,12 +172,12 @@ _HAS_SIGN = torch.tensor([name in SIGNED for name in OPS])
 
 def apply_op(images: Tensor, name: str, magnitude: float | Tensor) -> Tensor:
     """One named op on uint8 images, N x 3 x H x W; magnitude: 0 to 10, negative for the other direction where there is one."""
-    if name not in OPS:
-        raise unknown("op", name, OPS)
+    check_name("op", name, OPS)
     magnitude = torch.as_tensor(magnitude, dtype=torch.float32).expand(len(images)).to(images.device)
     if name in COLOUR:
         return COLOUR[name](images, magnitude if name in SIGNED else magnitude.abs())
-    return _warp(images, GEOMETRY[name](magnitude, *images.shape[2:]))
+    op = torch.full((len(images),), GEOMETRY.index(name), device=images.device)
+    return _warp(images, _theta(op, magnitude, *images.shape[2:]))
 
 
 # ------------------------------------------------------------------------------------------------- random choices
@@ -229,12 +198,9 @@ class RandAugment:
         if not 0 <= m <= 10:
             raise ValueError(f"m={m} is not a magnitude from 0 to 10.")
         for name in inert:
-            if name not in OPS:
-                raise unknown("op", name, OPS)
+            check_name("op", name, OPS)
         self.n, self.m, self.inert = n, m, {"Identity", *inert}
-
-    def __repr__(self) -> str:
-        return f"RandAugment(n={self.n}, m={self.m})"
+        self.active = torch.tensor([name not in self.inert for name in OPS])
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         check_images(images)
@@ -248,19 +214,19 @@ class RandAugment:
         count, (height, width), device = len(images), images.shape[2:], images.device
         drawn = torch.randint(len(OPS), (count,), generator=generator)
         magnitude = torch.rand(count, generator=generator) * self.m
-        signed = _signed(magnitude, generator)
+        signed = torch.where(torch.rand(count, generator=generator) < 0.5, -magnitude, magnitude)
         order = drawn.argsort(stable=True)
-        level = torch.where(_HAS_SIGN[drawn], signed, magnitude)[order]
+        level = (torch.where(_HAS_SIGN[drawn], signed, magnitude) * self.active[drawn])[order]
         sizes = torch.bincount(drawn, minlength=len(OPS)).tolist()
-        levels = dict(zip(OPS, level.split(sizes), strict=True))
-        theta = torch.cat([GEOMETRY[name](levels[name] * (name not in self.inert), height, width) for name in GEOMETRY])
+        first = sum(sizes[: len(COLOUR)])  # of the geometric ones
+        theta = _theta(drawn[order][first:] - len(COLOUR), level[first:], height, width)
         # Three copies to the device in all; an image moves by memory copies of its row, not pixel by pixel.
         order, level, theta = (t.to(device, non_blocking=True) for t in (order, level, theta))
-        slices = dict(zip(OPS, images.index_select(0, order).split(sizes), strict=True))
-        levels = dict(zip(OPS, level.split(sizes), strict=True))
-        parts = [slices[name] if name in self.inert else op(slices[name], levels[name]) for name, op in COLOUR.items() if len(slices[name])]
+        arranged = images.index_select(0, order)
+        slices = zip(COLOUR.items(), arranged.split(sizes), level.split(sizes), strict=False)
+        parts = [part if name in self.inert else op(part, own) for (name, op), part, own in slices if len(part)]
         if len(theta):
-            parts.append(_warp(torch.cat([slices[name] for name in GEOMETRY]), theta))
+            parts.append(_warp(arranged[first:], theta))
         return torch.cat(parts).index_select(0, order.argsort())
 
 

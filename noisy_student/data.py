@@ -10,17 +10,20 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
+
+from .files import write_whole
 
 NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
 TITLES = {**NAMED, "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
@@ -66,12 +69,13 @@ def data_key(train: Images, test: Images) -> str:
     return f"{train.name}-{both[:16]}"
 
 
-def unknown(what: str, name: object, valid: Any) -> ValueError:
-    """The error for a name that is not among the valid ones, with the nearest of them."""
+def check_name(what: str, name: object, valid: Iterable[object]) -> None:
+    """Raise ValueError for a name that is not among the valid ones, with the nearest of them."""
     names = [str(v) for v in valid]
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}."
-    return ValueError(f"unknown {what} {str(name)!r}; {hint}")
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}."
+        raise ValueError(f"unknown {what} {str(name)!r}; {hint}")
 
 
 def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_unreadable: bool = False,
@@ -95,7 +99,7 @@ def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_
     path = Path(source)
     if not path.exists():
         if len(path.parts) == 1 and not path.suffix:
-            raise unknown("data set", source, [*NAMED, "a path to a folder or archive of images"])
+            check_name("data set", source, [*NAMED, "a path to a folder or archive of images"])
         raise FileNotFoundError(f"{path} does not exist: give a folder or archive of images, or one of {', '.join(NAMED)}.")
     from .folders import load_folder
 
@@ -121,12 +125,9 @@ def _cifar(name: str, root: Path) -> tuple[Images, Images]:
     from torchvision import datasets
 
     cls = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    archive = root / cls.filename
-    if archive.exists() and not datasets.utils.check_integrity(str(archive), cls.tgz_md5):
-        raise OSError(f"{archive} is damaged: its md5 is not {cls.tgz_md5}; delete it and run again.")
 
     def part(train: bool) -> Images:
-        data = _fetch(name, root, archive, lambda: cls(str(root), train=train, download=True))
+        data = _fetch(name, root / cls.filename, cls.tgz_md5, lambda: cls(str(root), train=train, download=True))
         pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         return Images(pixels, torch.tensor(data.targets), tuple(data.classes), name)
 
@@ -137,8 +138,8 @@ def _svhn(name: str, root: Path) -> tuple[Images, Images]:
     from torchvision.datasets import SVHN
 
     def part(kind: str) -> tuple[Tensor, Tensor]:
-        archive = root / SVHN.split_list[kind][1]
-        data = _fetch(name, root, archive, lambda: SVHN(str(root), split=kind, download=True))
+        _, file, md5 = SVHN.split_list[kind]
+        data = _fetch(name, root / file, md5, lambda: SVHN(str(root), split=kind, download=True))
         return torch.from_numpy(data.data), torch.from_numpy(data.labels).long()
 
     (train, y), (extra, _), (test, y_test) = part("train"), part("extra"), part("test")
@@ -147,20 +148,28 @@ def _svhn(name: str, root: Path) -> tuple[Images, Images]:
     return Images(torch.cat([train, extra]), labels, classes, name), Images(test, y_test, classes, name)
 
 
-def _fetch(name: str, root: Path, archive: Path, get: Callable[[], Any]) -> Any:
-    """``get()``, torchvision's download and md5 check; what a failed download left behind is removed."""
-    existed = archive.exists()
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        return get()
-    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
-        if not existed:
-            archive.unlink(missing_ok=True)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(
-            f"{TITLES[name]} could not be fetched ({reason}): put {archive.name} into {root} and run again, or use "
-            f"'digits' or a folder of images, which need no download."
-        ) from error
+def _fetch(name: str, archive: Path, md5: str, get: Callable[[], Any]) -> Any:
+    """``get()``, torchvision's download and md5 check, by one process at a time; what a download that failed, or was
+    stopped, left behind is removed."""
+    from torchvision.datasets.utils import check_integrity
+
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(archive.with_name(f".{archive.name}.lock")):
+        existed = archive.exists()
+        if existed and not check_integrity(str(archive), md5):
+            raise OSError(f"{archive} is damaged: its md5 is not {md5}; delete it and run again.")
+        try:
+            return get()
+        except BaseException as error:
+            if not existed:
+                archive.unlink(missing_ok=True)
+            if not isinstance(error, (OSError, RuntimeError, EOFError, tarfile.TarError)):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(
+                f"{TITLES[name]} could not be fetched ({reason}): put {archive.name} into {archive.parent} and run again, or use "
+                f"'digits' or a folder of images, which need no download."
+            ) from error
 
 
 # ----------------------------------------------------------------------------------------------------- the split
@@ -196,21 +205,23 @@ class Split:
     def resize(self, train: Images, labeled: int | float) -> Split:
         """The split of the same draw with more or fewer labelled images; the smaller lies within the larger."""
         self.check(train)
+        known = int((train.labels >= 0).sum())
+        if isinstance(labeled, float) and not 0 < labeled <= 1:
+            raise ValueError(f"labeled={labeled} is not a fraction above 0 and up to 1.")
+        count = round(labeled * known) if isinstance(labeled, float) else int(labeled)
+        if count > known:
+            raise ValueError(f"{count:,} labelled images wanted, but {train.title} has {known:,} with a label.")
+        if count < len(train.classes):
+            raise ValueError(f"{count:,} labelled images are fewer than the {len(train.classes)} classes of {train.title}.")
         order = torch.cat([self.labeled, self.unlabeled])
-        count = _label_count(train, labeled)
         return Split(order[:count], order[count:], self.seed, self.fingerprint)
 
     def save(self, path: str | Path) -> None:
         """Write an .npz of indices; it appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        try:
-            np.savez(partial, labeled=self.labeled.numpy(), unlabeled=self.unlabeled.numpy(), seed=self.seed,
-                     fingerprint=self.fingerprint, key=self.key)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = BytesIO()
+        np.savez(content, labeled=self.labeled.numpy(), unlabeled=self.unlabeled.numpy(), seed=self.seed,
+                 fingerprint=self.fingerprint, key=self.key)
+        write_whole(Path(path), content.getvalue())
 
     @staticmethod
     def load(path: str | Path, train: Images) -> Split:
@@ -223,23 +234,12 @@ class Split:
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} does not exist: make the split with data_split.ipynb or split().") from None
         except Exception as error:  # NumPy and zipfile raise a dozen kinds for altered bytes
-            raise ValueError(f"{path} is not a split, or is damaged ({error}): make it again with split().") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is not a split, or is damaged ({reason}): make it again with split().") from error
         if not sound:
             raise ValueError(f"{path} is damaged (its checksum does not fit): make it again with split().")
         found.check(train)
         return found
-
-
-def _label_count(train: Images, labeled: int | float) -> int:
-    known = int((train.labels >= 0).sum())
-    if isinstance(labeled, float) and not 0 < labeled <= 1:
-        raise ValueError(f"labeled={labeled} is not a fraction above 0 and up to 1.")
-    count = round(labeled * known) if isinstance(labeled, float) else int(labeled)
-    if count > known:
-        raise ValueError(f"{count:,} labelled images wanted, but {train.title} has {known:,} with a label.")
-    if count < len(train.classes):
-        raise ValueError(f"{count:,} labelled images are fewer than the {len(train.classes)} classes of {train.title}.")
-    return count
 
 
 def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
@@ -248,9 +248,8 @@ def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
     Stratified: every class has its share of the labelled part, and at least one image. Nested: the 5,000 of a seed are
     contained in its 6,000. Images without a label are always unlabelled. Raises ValueError where it cannot be done.
     """
-    count = _label_count(train, labeled)
     order = torch.cat([_stratified_order(train.labels, seed), (train.labels < 0).nonzero().flatten()])
-    return Split(order[:count], order[count:], seed, train.fingerprint)
+    return Split(order, order[:0], seed, train.fingerprint).resize(train, labeled)
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .data import NAMED, Images, Split, unknown
+from .data import NAMED, Images, Split, check_name
 from .runs import STUDENT_OPTIONS, Run, run_all
 from .store import Store
 from .training import Recipe, pick_device
@@ -70,8 +70,7 @@ def profile(name: str, train: Images, device: str | torch.device | None = None, 
     does not fit the data (more labels than there are, too few epochs for few images, mirroring of digits) is adapted.
     Raises ValueError for an unknown name.
     """
-    if name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
+    check_name("profile", name, PROFILES)
     if name == "auto":
         name = "quick" if pick_device(device).type == "cpu" else "full"
     few = name == "quick" and len(train) <= 5000
@@ -101,7 +100,7 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     Names are those of Settings, ``supervised.<parameter>``, ``student.<parameter>``, or ``recipe.<parameter>`` for both.
     Raises ValueError for an unknown name, with the nearest valid ones, and for a value of the wrong kind.
     """
-    names = [f.name for f in fields(Settings)]
+    kinds = {f.name: str(f.type) for f in fields(Settings)}
     for name, value in changes.items():
         if value is None:
             continue
@@ -111,25 +110,24 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
             settings = replace(settings, **{t: getattr(settings, t).replace(**{tail: value}) for t in targets})
         elif name == "grid_seeds" and value == 0:
             raise ValueError("grid_seeds=0 leaves nothing to run: leave the experiment 'grid' out instead.")
-        elif name in names:
-            settings = replace(settings, **{name: _same_kind(name, value, getattr(settings, name))})
+        elif name in kinds:
+            settings = replace(settings, **{name: _of_kind(kinds[name], name, value)})
         else:
-            raise unknown("setting", name, [*names, *(f"recipe.{f.name}" for f in fields(Recipe))])
+            check_name("setting", name, [*kinds, *(f"recipe.{f.name}" for f in fields(Recipe))])
     return settings
 
 
-def _same_kind(name: str, value: Any, old: Any) -> Any:
-    if isinstance(old, tuple):
-        value = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
-        sound = all(isinstance(v, type(old[0])) or isinstance(old[0], float) for v in value) if old else True
-        sound = sound and (len(value) > 0 or name == "ablation_models")
-    else:
-        sound = isinstance(value, type(old)) or (isinstance(old, float) and isinstance(value, int))
-    if sound and isinstance(old, tuple) and name != "chain" and len(set(value)) < len(value):
-        raise ValueError(f"{name}={list(value)!r} names a value twice: give each once.")
-    if not sound:
-        raise ValueError(f"{name}={value!r} is not of the same kind as {old!r}.")
-    return value
+def _of_kind(kind: str, name: str, value: Any) -> Any:
+    """The value as a setting of this kind, "int" or "tuple[int, ...]" and the like; ValueError where it is none."""
+    one = kind.removeprefix("tuple[").removesuffix(", ...]")
+    values = tuple(value) if one != kind and isinstance(value, (list, tuple, range)) else (value,)
+    wanted: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(one, Recipe)
+    sound = all(isinstance(v, wanted) and (one == "bool" or not isinstance(v, bool)) for v in values)
+    if not sound or not (values or name == "ablation_models"):
+        raise ValueError(f"{name}={value!r} is not of the right kind: {kind.replace(', ...', '')} is wanted.")
+    if name != "chain" and len(set(values)) < len(values):
+        raise ValueError(f"{name}={list(values)!r} names a value twice: give each once.")
+    return values if one != kind else value
 
 
 # ---------------------------------------------------------------------------------------------------- experiments
@@ -211,8 +209,7 @@ def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str)
 
 def experiment_runs(name: str, settings: Settings) -> list[Run]:
     """The Runs of an experiment for all seeds. Raises ValueError for an unknown name, model or value."""
-    if name not in EXPERIMENTS:
-        raise unknown("experiment", name, EXPERIMENTS)
+    check_name("experiment", name, EXPERIMENTS)
     return [run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from .statistics import labels_worth, last_students, mean_and_interval, worth_text
+from .files import write_whole
+from .statistics import Worth, mean_and_interval, worth, worth_text
 
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the kinds apart in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -56,6 +58,44 @@ def _panels(count: int, title: str, width: float = 4.5, height: float = 4.2, **o
     return figure, list(axes)
 
 
+def _means(rows: pd.DataFrame, by: str, column: str = "accuracy") -> tuple[list[Any], np.ndarray, np.ndarray]:
+    """The values of ``by``; for each the mean of a column, and half of its 95% interval (0 for one seed)."""
+    found = {value: mean_and_interval(group) for value, group in rows.dropna(subset=[column]).groupby(by, sort=by != "model")[column]}
+    mean, half = np.array(list(found.values())).reshape(-1, 2).T
+    return list(found), mean, np.nan_to_num(half)
+
+
+def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[str, float]]]) -> Figure:
+    """Test accuracy by model. groups: label -> (rows, colour, marker, the original's accuracies, drawn hollow)."""
+    groups = {label: group for label, group in groups.items() if len(group[0])}
+    rows = pd.concat([group[0] for group in groups.values()])
+    models = list(dict.fromkeys(rows.model))
+    figure, (axis,) = _panels(1, f"{title}, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 9)
+    for i, (label, (part, colour, marker, original)) in enumerate(groups.items()):
+        names, mean, half = _means(part, "model")
+        places = [models.index(name) + 0.25 * (i - (len(groups) - 1) / 2) for name in names]
+        hollow = {x: original[name] for x, name in zip(places, names, strict=True) if name in original}
+        axis.errorbar(places, mean, half, fmt=marker, color=colour, capsize=4, markersize=8, label=label)
+        axis.plot(list(hollow), list(hollow.values()), marker, mfc="none", mec=colour, markersize=8)
+        for place, ink in [*((p, "black") for p in zip(places, mean, strict=True)), *((p, GREY) for p in hollow.items())]:
+            axis.annotate(f"{place[1]:.1f}", place, (9, 0), color=ink, textcoords="offset points", va="center", fontsize=8)
+    if any(original for *_, original in groups.values()):
+        axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
+    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
+    axis.margins(y=0.15)
+    axis.set_ylim(top=min(axis.get_ylim()[1], 101))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.1))
+    return figure
+
+
+def _tiles(rows: int, columns: int, title: str, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Axes for rows x columns images, without ticks and frames."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": [], "frameon": False})
+
+
 def _pixels(image: Tensor) -> np.ndarray:
     return image.cpu().permute(1, 2, 0).numpy()
 
@@ -67,15 +107,10 @@ def _cifar10(rows: pd.DataFrame) -> bool:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a PNG of 150 dots an inch, which appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(partial, dpi=150, format="png")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    content = BytesIO()
+    figure.savefig(content, dpi=150, format="png")
+    write_whole(Path(path), content.getvalue())
+    return Path(path)
 
 
 # -------------------------------------------------------------------------------------------------------- results
@@ -90,50 +125,27 @@ def result1(table: pd.DataFrame) -> Figure:
     plain = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"])
     students = rows[(rows.experiment == "students") & (rows.pseudo != "none")].sort_values("generation", kind="stable")
     rows = pd.concat([plain, students.drop_duplicates(["model", "pseudo", "seed"], keep="last")])
-    models = list(dict.fromkeys(rows.model))
-    figure, (axis,) = _panels(1, f"Noisy Student by model, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 9)
-    for offset, (kind, (label, colour, marker)) in zip((-0.26, 0.0, 0.26), KINDS.items(), strict=True):
-        first = True
-        for x, model in enumerate(models):
-            values = rows[(rows.model == model) & (rows.pseudo == kind)].accuracy
-            if values.empty:
-                continue
-            mean, half = mean_and_interval(values)
-            axis.errorbar(x + offset, mean, half if half == half else None, fmt=marker, color=colour, capsize=4,
-                          markersize=8, label=label if first else None)
-            axis.annotate(f"{mean:.1f}", (x + offset, mean), (9, 0), textcoords="offset points", va="center", fontsize=9)
-            first = False
-            if _cifar10(rows) and model in ORIGINAL[kind]:
-                axis.plot(x + offset, ORIGINAL[kind][model], marker, mfc="none", mec=colour, markersize=8)
-                axis.annotate(f"{ORIGINAL[kind][model]:.1f}", (x + offset, ORIGINAL[kind][model]), (9, 0), color=GREY,
-                              textcoords="offset points", va="center", fontsize=8)
-    if _cifar10(rows):
-        axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
-    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
-    axis.set_ylim(top=min(axis.get_ylim()[1], 101))
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(frameon=False, fontsize=9)
-    return figure
+    original = ORIGINAL if _cifar10(rows) else {}
+    return _by_model("Noisy Student by model", {label: (rows[rows.pseudo == kind], colour, marker, original.get(kind, {}))
+                                                for kind, (label, colour, marker) in KINDS.items()})
 
 
 def result2(table: pd.DataFrame) -> Figure:
     """Supervised accuracy by number of labels; the last students as lines, and the labels that they are worth."""
     rows = _rows(table, "label_counts")
-    by = rows.groupby("labels").accuracy.apply(mean_and_interval)
-    mean, half = (np.array([v[i] for v in by]) for i in (0, 1))
+    counts, mean, half = _means(rows, "labels")
     figure, (axis,) = _panels(1, f"What the unlabelled images are worth\n{_subtitle(rows)}", 7.5)
-    axis.plot(by.index, mean, "o-", color=GREY, label=f"{rows.model.iloc[0]} supervised")
-    axis.fill_between(by.index, mean - np.nan_to_num(half), mean + np.nan_to_num(half), color=GREY, alpha=0.2)
+    axis.plot(counts, mean, "o-", color=GREY, label=f"{rows.model.iloc[0]} supervised")
+    axis.fill_between(counts, mean - half, mean + half, color=GREY, alpha=0.2)
     if _cifar10(rows):
         axis.plot(*zip(*ORIGINAL_BY_LABELS.items(), strict=True), "o--", mfc="none", color=GREY, lw=1, label="original, supervised")
-    for kind, group in last_students(table).items():
-        (label, colour, marker), student = KINDS[kind], group.accuracy.mean()
-        worth = labels_worth(rows, group.accuracy.tolist())
-        axis.axhline(student, color=colour, ls="--" if kind == "hard" else "-",
-                     label=f"{label}, generation {group.generation.iloc[0]}, {student:.1f}%: worth {worth_text(worth, rows)} labels")
-        if math.isfinite(worth.labels):
-            axis.plot(worth.labels, student, marker, color=colour, markersize=11)
-    counts = list(by.index)
+    for found in worth(table).to_dict("records"):
+        label, colour, marker = KINDS[found["pseudo"]]
+        text = worth_text(Worth(found["worth"], found["low"], found["high"]), rows)
+        axis.axhline(found["student"], color=colour, ls="--" if found["pseudo"] == "hard" else "-",
+                     label=f"{label}, generation {found['generation']}, {found['student']:.1f}%: worth {text} labels")
+        if math.isfinite(found["worth"]):
+            axis.plot(found["worth"], found["student"], marker, color=colour, markersize=11)
     axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, %")
     ticks = [c for i, c in enumerate(counts) if i == 0 or c >= 1.3 * counts[i - 1] or c == counts[-1]]
     axis.set_xticks(ticks, [f"{c:,}" for c in ticks])
@@ -157,40 +169,21 @@ def grid(table: pd.DataFrame) -> Figure:
             if value == value:
                 axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
         y, x = np.unravel_index(np.nanargmax(values), values.shape)
-        axis.add_patch(_frame(float(x), float(y)))
+        axis.add_patch(Rectangle((float(x) - 0.5, float(y) - 0.5), 1, 1, fill=False, ec=RED, lw=3))
         axis.set(title=model, xlabel="m, bound of the magnitudes", ylabel="n, ops an image", xticks=range(len(cells.columns)),
                  xticklabels=[f"{m:g}" for m in cells.columns], yticks=range(len(cells)), yticklabels=cells.index)
     return figure
 
 
-def _frame(x: float, y: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=RED, lw=3)
-
-
 def ablation(table: pd.DataFrame) -> Figure:
     """Labels alone: what RandAugment and dropout are each worth."""
     rows = _rows(table, "baselines").drop_duplicates("key")
-    kinds: dict[str, tuple[Any, str, str]] = {
-        "all noise": ((rows.n > 0) & (rows.dropout > 0), BLUE, "o"), "no RandAugment": ((rows.n == 0) & (rows.dropout > 0), ORANGE, "s"),
-        "no dropout": ((rows.n > 0) & (rows.dropout == 0), GREEN, "^"), "neither": ((rows.n == 0) & (rows.dropout == 0), GREY, "D"),
-    }
-    ablated = set(rows[(rows.n == 0) | (rows.dropout == 0)].model) or set(rows.model)
-    models = [model for model in dict.fromkeys(rows.model) if model in ablated]
-    figure, (axis,) = _panels(1, f"Noise in supervised training, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 8)
-    for i, (label, (mask, colour, marker)) in enumerate(kinds.items()):
-        results = [mean_and_interval(rows[mask & (rows.model == m)].accuracy) for m in models]
-        x = np.arange(len(models)) + (i - 1.5) * 0.2
-        axis.errorbar(x, [r[0] for r in results], [np.nan_to_num(r[1]) for r in results], fmt=marker, color=colour, capsize=3, label=label)
-        for place, (mean, _) in zip(x, results, strict=True):
-            if mean == mean:
-                axis.annotate(f"{mean:.1f}", (place, mean), (5, 4), textcoords="offset points", fontsize=8)
-    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.4))
-    axis.margins(y=0.15)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.1))
-    return figure
+    rows = rows[rows.model.isin(list(rows[(rows.n == 0) | (rows.dropout == 0)].model) or list(rows.model))]
+    augmented, dropped = rows.n > 0, rows.dropout > 0
+    return _by_model("Noise in supervised training", {
+        "all noise": (rows[augmented & dropped], BLUE, "o", {}), "no RandAugment": (rows[~augmented & dropped], ORANGE, "s", {}),
+        "no dropout": (rows[augmented & ~dropped], GREEN, "^", {}), "neither": (rows[~augmented & ~dropped], GREY, "D", {}),
+    })
 
 
 def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -222,9 +215,7 @@ def generations(table: pd.DataFrame) -> Figure:
         for kind in [k for k in ("hard", "soft") if k in set(rows.pseudo)] or ["none"]:
             name, colour, marker = KINDS[kind]
             chain = rows[(rows.pseudo == kind) | (rows.generation == 0)]
-            by = chain[chain[column].notna()].groupby("generation")[column].apply(mean_and_interval)
-            axis.errorbar(by.index, [v[0] for v in by], [np.nan_to_num(v[1]) for v in by], fmt=f"{marker}-", color=colour, capsize=4,
-                          label=name)
+            axis.errorbar(*_means(chain, "generation", column), fmt=f"{marker}-", color=colour, capsize=4, label=name)
         names = rows.drop_duplicates("generation").sort_values("generation")
         axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8)
         axis.set(ylabel=label, xlabel="generation and its model")
@@ -240,12 +231,8 @@ def generations(table: pd.DataFrame) -> Figure:
 def ops(images: Tensor, apply: Callable[[Tensor, str, float], Tensor], names: Sequence[str], magnitudes: Sequence[float]) -> Figure:
     """One image under each op (rows, in two halves) at each magnitude (columns)."""
     half, wide = math.ceil(len(names) / 2), len(magnitudes)
-    figure = Figure(figsize=(11, 0.95 * half + 0.8), layout="constrained")
-    figure.suptitle("The RandAugment ops by magnitude (negative: the other direction)", fontsize=11)
-    axes = figure.subplots(half, 2 * wide + 1, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+    title = "The RandAugment ops by magnitude (negative: the other direction)"
+    figure, axes = _tiles(half, 2 * wide + 1, title, 11, 0.95 * half + 0.8)
     for i, name in enumerate(names):
         for j, magnitude in enumerate(magnitudes):
             axis = axes[i % half, j + (wide + 1) * (i // half)]
@@ -279,28 +266,21 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
     confidence, guess = probabilities.max(1)
     wrong = (guess != labels).nonzero().flatten()
     chosen = wrong[confidence[wrong].argsort(descending=True)][:count]
-    figure = Figure(figsize=(9, 1.5 * math.ceil(count / 8) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    for axis, i in zip(figure.subplots(math.ceil(count / 8), 8, squeeze=False).flat, [*chosen.tolist(), *[None] * count], strict=False):
-        axis.axis("off")
-        if i is not None:
-            axis.imshow(_pixels(images[i]))
-            axis.set_title(f"{classes[int(guess[i])]} {100 * confidence[i]:.0f}%\nis {classes[int(labels[i])]}", fontsize=8)
+    rows = math.ceil(count / 8)
+    figure, axes = _tiles(rows, 8, title, 9, 1.5 * rows + 0.6)
+    for axis, i in zip(axes.flat, chosen.tolist(), strict=False):
+        axis.imshow(_pixels(images[i]))
+        axis.set_title(f"{classes[int(guess[i])]} {100 * confidence[i]:.0f}%\nis {classes[int(labels[i])]}", fontsize=8)
     return figure
 
 
 def samples(images: Tensor, labels: Tensor, classes: Sequence[str], title: str, per_class: int = 8) -> Figure:
     """The first images of each class, a row a class."""
-    figure = Figure(figsize=(0.8 * per_class + 1.5, 0.8 * len(classes) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    for row, (label, name) in zip(figure.subplots(len(classes), per_class, squeeze=False), enumerate(classes), strict=True):
-        found = (labels == label).nonzero().flatten()[:per_class].tolist()
-        for axis, i in zip(row, [*found, *[None] * per_class], strict=False):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if i is not None:
-                axis.imshow(_pixels(images[i]))
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure, axes = _tiles(len(classes), per_class, title, 0.8 * per_class + 1.5, 0.8 * len(classes) + 0.6)
+    for label, name in enumerate(classes):
+        for axis, i in zip(axes[label], (labels == label).nonzero().flatten().tolist(), strict=False):
+            axis.imshow(_pixels(images[i]))
+        axes[label, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     return figure
 
 

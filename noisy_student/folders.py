@@ -8,31 +8,30 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import lzma
 import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import NAMED, Images, hold_out
+from .files import load_tensors, save_tensors
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 PARTS = ("train", "test", "unlabeled")
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded: a decompression bomb, or a mistake
-MAX_ARCHIVE_BYTES = 8_000_000_000  # unpacked, in memory
-UNSOUND = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+MAX_ARCHIVE_BYTES = 8_000_000_000  # unpacked, in memory; less for small archives, see _read_archive
+DECODER = 2  # to be raised when the pictures of a folder give other tensors: older caches are then not used
+Image.init()
+FORMATS = tuple(name for name in Image.ID if name != "EPS")  # PostScript is a program, and Pillow would have it run
 FOLDER_HINT = "put each class's images into train/<class>/"
 
 Files = dict[str, Path | bytes]  # a file's name inside the folder or archive -> where it is, or what it holds
@@ -45,11 +44,16 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
         name = name.removesuffix(suffix)
     name = f"{name}-folder" if name in NAMED else name  # whatever lies in a folder called cifar10, it is not the download
     files, marks = _list_folder(path) if path.is_dir() else _read_archive(path)
-    cache = root / "cache" / f"{name}-{_digest(size, skip_unreadable, marks)[:16]}.safetensors"
-    parts = _read_cache(cache, name)
-    if parts is None:
+    mark = hashlib.sha256(json.dumps([DECODER, PIL.__version__, size, skip_unreadable, marks]).encode()).hexdigest()
+    cache = root / "cache" / f"{name}-{mark[:16]}.safetensors"
+    if found := load_tensors(cache):
+        tensors, facts = found
+        classes = tuple(json.loads(facts["classes"]))
+        parts = {p: Images(tensors[f"{p}.images"], tensors[f"{p}.labels"], classes, name) for p in PARTS if f"{p}.images" in tensors}
+    else:
         parts = _decode(path, name, files, size, skip_unreadable)
-        _write_cache(cache, parts)
+        tensors = {f"{p}.{kind}": getattr(part, kind) for p, part in parts.items() for kind in ("images", "labels")}
+        save_tensors(cache, tensors, {"classes": json.dumps(parts["train"].classes)})
     train = parts["train"]
     train, test = (train, parts["test"]) if "test" in parts else hold_out(train, test_fraction)
     if "unlabeled" in parts:
@@ -58,19 +62,17 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
     return train, test
 
 
-def _digest(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
 def _list_folder(path: Path) -> tuple[Files, list[str]]:
     """The files of a folder, hidden ones and links that lead out of it left out; and marks that change with them."""
-    home, files, marks = path.resolve(), Files(), []
+    home, files = path.resolve(), Files()
+    marks = [str(home)]
     for file in sorted(path.rglob("*")):
         inside = file.relative_to(path)
         hidden = any(part.startswith(".") for part in inside.parts)
         if not hidden and file.is_file() and file.resolve().is_relative_to(home):
             files[inside.as_posix()] = file
-            marks.append(f"{inside.as_posix()} {file.stat().st_size} {file.stat().st_mtime_ns}")
+            status = file.stat()  # ctime too: copies keep the time of the original, and some tools set it
+            marks.append(f"{inside.as_posix()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
     return files, marks
 
 
@@ -78,19 +80,34 @@ def _read_archive(path: Path) -> tuple[Files, list[str]]:
     if not path.name.lower().endswith(ARCHIVES):
         raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}).")
     files, total = Files(), 0
+    most = min(MAX_ARCHIVE_BYTES, max(500_000_000, 20 * path.stat().st_size))  # pictures hardly shrink: more is a bomb
     try:
         for inside, size, content in _members(path):
             total += size
-            if total > MAX_ARCHIVE_BYTES:
+            if total > most:
                 break
+            read = content()  # hidden ones too: an altered name must not hide a picture from its checksum
             if not any(part.startswith(".") for part in inside.split("/")):
-                files[inside] = content()
-    except UNSOUND as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
-        raise OSError(f"{path} is not a sound archive ({reason}): fetch or make it again.") from error
-    if total > MAX_ARCHIVE_BYTES:
-        raise OSError(f"{path} unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes: unpack it and give the folder instead.")
+                files[inside] = read
+    except Exception as error:  # zipfile, tarfile and the decompressors raise a dozen kinds for altered bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{path} is not a sound archive ({reason.rstrip(':')}): fetch or make it again.") from error
+    if total > most:
+        raise OSError(f"{path} unpacks to more than {most:,} bytes: unpack it and give the folder instead.")
     return files, [hashlib.sha256(path.read_bytes()).hexdigest()]
+
+
+class _Header(tarfile.TarInfo):
+    """tarfile takes every bad header but the first for the end of the archive; here it is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} after {tar.offset:,} bytes") from error
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
@@ -101,11 +118,14 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                 if not info.is_dir():
                     yield info.filename, info.file_size, partial(archive.read, info)
     else:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, tarinfo=_Header) as tar:
             for member in tar:
                 content = tar.extractfile(member) if member.isfile() else None
                 if content is not None:
                     yield member.name.removeprefix("./"), member.size, content.read
+            while rest := tar.fileobj.read(2**20):  # gzip and xz compare checksums at their end only
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError("data after its end")
 
 
 def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: bool) -> dict[str, Images]:
@@ -113,24 +133,22 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     tops = {n.split("/")[0] for n in files}
     if "train" not in tops and len(tops) == 1:  # the layout may lie one folder down, as archives often have it
         files = {n.partition("/")[2]: v for n, v in files.items()}
-    files = {n.replace("unlabelled/", "unlabeled/", 1) if n.startswith("unlabelled/") else n: v for n, v in files.items()}
+    if not any(n.startswith("unlabeled/") for n in files):
+        files = {n.replace("unlabelled/", "unlabeled/", 1) if n.startswith("unlabelled/") else n: v for n, v in files.items()}
     names = sorted(n for n in files if n.split("/")[0] in PARTS)
     if odd := sorted({n.split("/")[0] for n in files if "/" in n} - {*PARTS, "__MACOSX"}):
         tqdm.write(f"{path}: not used: {', '.join(f'{o}/' for o in odd)} (the parts are {', '.join(f'{p}/' for p in PARTS)}).")
     classes = _classes(path, names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda n: _decode_one(files[n], size), names)
-        pixels, bad = [], []
-        for n, result in zip(names, tqdm(decoded, f"decoding {name}", len(names), unit="image", leave=False), strict=True):
-            pixels.append(result if isinstance(result, np.ndarray) else None)
-            if not isinstance(result, np.ndarray):
-                bad.append(f"{n} ({result})")
+        decoding = pool.map(lambda n: _decode_one(files[n], size), names)
+        decoded = list(tqdm(decoding, f"decoding {name}", len(names), unit="image", leave=False))
+    bad = [f"{n} ({why})" for n, why in zip(names, decoded, strict=True) if isinstance(why, str)]
     if bad and not skip_unreadable:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise OSError(f"{path} holds an image that cannot be read: {bad[0]}{more}; mend it, or pass skip_unreadable=True.")
     parts = {}
     for part in PARTS:
-        kept = [(n, p) for n, p in zip(names, pixels, strict=True) if n.startswith(f"{part}/") and p is not None]
+        kept = [(n, p) for n, p in zip(names, decoded, strict=True) if n.startswith(f"{part}/") and isinstance(p, np.ndarray)]
         if kept:
             images = torch.from_numpy(np.stack([p for _, p in kept])).permute(0, 3, 1, 2).contiguous()
             labels = [-1 if part == "unlabeled" else classes.index(n.split("/")[1]) for n, _ in kept]
@@ -143,7 +161,7 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
 def _classes(path: Path, names: list[str]) -> tuple[str, ...]:
     """Class names, sorted. Raises ValueError unless train/ holds two or more, none empty, and test/ no others."""
     found = {part: {n.split("/")[1] for n in names if n.startswith(f"{part}/") and n.count("/") >= 2} for part in PARTS}
-    folders = {p.name for p in _train_folder(path).iterdir() if p.is_dir()} if path.is_dir() and _train_folder(path).is_dir() else set()
+    folders = {p.name for p in path.glob("train/*/" if (path / "train").exists() else "*/train/*/")}  # none in an archive
     empty = sorted(f for f in folders - found["train"] if not f.startswith("."))
     if empty:
         raise ValueError(f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty folder.")
@@ -158,15 +176,10 @@ def _classes(path: Path, names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(found["train"]))
 
 
-def _train_folder(path: Path) -> Path:
-    inner = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return inner[0] / "train" if len(inner) == 1 and not (path / "train").exists() else path / "train"
-
-
 def _decode_one(source: Path | bytes, size: int) -> np.ndarray | str:
     """One picture as size x size x 3 uint8, or in a few words why it cannot be read."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
             image.draft("RGB", (size, size))  # JPEG: decode at a fraction of a large picture's size
@@ -179,40 +192,3 @@ def _decode_one(source: Path | bytes, size: int) -> np.ndarray | str:
             return np.asarray(rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR))
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         return " ".join(str(error).split()) or type(error).__name__
-
-
-def _content_digest(parts: dict[str, Images]) -> str:
-    return _digest(*[[part, images.fingerprint] for part, images in sorted(parts.items())])
-
-
-def _write_cache(cache: Path, parts: dict[str, Images]) -> None:
-    tensors: dict[str, Tensor] = {}
-    for part, images in parts.items():
-        tensors |= {f"{part}.images": images.images, f"{part}.labels": images.labels}
-    meta = {"classes": json.dumps(parts["train"].classes), "digest": _content_digest(parts)}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, temporary, meta)
-        temporary.replace(cache)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"the decoded images could not be cached in {cache} ({error}): free space there, or give another root.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_cache(cache: Path, name: str) -> dict[str, Images] | None:
-    """The decoded images, or None where there is no cache, or a damaged one: it is then made again."""
-    if not cache.exists():
-        return None
-    try:
-        with safe_open(cache, "pt") as file:
-            meta, keys = file.metadata(), file.keys()
-            classes = tuple(json.loads(meta["classes"]))
-            parts = {
-                part: Images(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.labels"), classes, name)
-                for part in PARTS if f"{part}.images" in keys
-            }
-            return parts if meta["digest"] == _content_digest(parts) else None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError):
-        return None

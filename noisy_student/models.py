@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from .data import unknown
+from .data import check_name
 
 
 def conv_bn(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
@@ -49,30 +49,17 @@ def basic_block(inputs: int, outputs: int, stride: int, drop: float) -> Residual
     return Residual(shortcut, branch, drop)
 
 
-def convnet5(drops: list[float]) -> list[nn.Module]:
-    return [conv_bn_relu(3, 32, 2), conv_bn_relu(32, 32), conv_bn_relu(32, 64, 2), conv_bn_relu(64, 128, 2)]
+def plain_block(inputs: int, outputs: int, stride: int, drop: float) -> nn.Module:
+    """One 3x3 convolution; without a shortcut there is nothing to skip."""
+    return conv_bn_relu(inputs, outputs, stride)
 
 
-def convnet6(drops: list[float]) -> list[nn.Module]:
-    tail = [conv_bn_relu(32, 32), conv_bn_relu(32, 64, 2), conv_bn_relu(64, 128, 2)]
-    return [conv_bn_relu(3, 32), conv_bn_relu(32, 32, 2), *tail]
-
-
-def _residual(block: Callable[[int, int, int, float], Residual]) -> Callable[[list[float]], list[nn.Module]]:
-    """The stem of Convnet6 and three blocks."""
-
-    def layers(drops: list[float]) -> list[nn.Module]:
-        blocks = [block(i, o, s, drop) for (i, o, s), drop in zip([(32, 32, 1), (32, 64, 2), (64, 128, 2)], drops, strict=True)]
-        return [conv_bn_relu(3, 32), conv_bn_relu(32, 32, 2), *blocks]
-
-    return layers
-
-
-MODELS: dict[str, Callable[[list[float]], list[nn.Module]]] = {
-    "Convnet5": convnet5,
-    "Convnet6": convnet6,
-    "Resnet6": _residual(parallel_block),
-    "Resnet9": _residual(basic_block),
+# The strides of the stem's convolutions, of 32 channels each, and the block of which three follow.
+MODELS: dict[str, tuple[tuple[int, ...], Callable[[int, int, int, float], nn.Module]]] = {
+    "Convnet5": ((2,), plain_block),
+    "Convnet6": ((1, 2), plain_block),
+    "Resnet6": ((1, 2), parallel_block),
+    "Resnet9": ((1, 2), basic_block),
 }
 
 
@@ -83,15 +70,17 @@ def build(model_name: str, num_classes: int = 10, *, dropout: float = 0.5, stoch
     residual branch; it grows linearly from the first (Huang et al., 2016), and plain networks have none. Uses
     torch's global random state. Raises ValueError for an unknown name or a probability outside 0..1.
     """
-    if model_name not in MODELS:
-        raise unknown("model", model_name, MODELS)
+    check_name("model", model_name, MODELS)
     for name, value in {"dropout": dropout, "stochastic_depth": stochastic_depth}.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name}={value} is not a probability from 0 up to, not including, 1.")
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs two classes or more.")
-    layers = MODELS[model_name]([stochastic_depth * k / 3 for k in (1, 2, 3)])
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, num_classes))
+    strides, block = MODELS[model_name]
+    shapes = ((32, 32, 1), (32, 64, 2), (64, 128, 2))  # inputs, outputs and stride of each block
+    blocks = [block(*shape, stochastic_depth * k / 3) for k, shape in enumerate(shapes, 1)]
+    stem = [conv_bn_relu(inputs, 32, stride) for inputs, stride in zip((3, 32), strides, strict=False)]
+    model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, num_classes))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -11,6 +11,7 @@ import torch
 from . import figures
 from .augment import OPS, apply_op
 from .data import Images
+from .files import write_whole
 from .store import Store
 from .training import predict
 
@@ -18,17 +19,15 @@ from .training import predict
 def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
     """``runs.csv``, a row per run and experiment, and ``history.csv``, a row per run and epoch; each whole or not at all."""
     history = pd.concat([store.history(key) for key in table.key.unique()])
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in {"runs.csv": table, "history.csv": history}.items():
-        temporary = folder / f".{name}.partial"
-        content.to_csv(temporary, index=False, float_format="%.6g")
-        temporary.replace(folder / name)
+        write_whole(folder / name, content.to_csv(index=False, float_format="%.6g").encode())
 
 
 def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> list[Path]:
     """Every figure that the experiments in the two tables allow: no images, no models, no GPU are needed."""
-    drawn = {}
-    present = set(table.experiment)
+    if "experiment" not in table:
+        raise ValueError("the table has no column 'experiment': it is not a runs.csv of this package.")
+    drawn, present = {}, set(table.experiment)
     if {"baselines", "students"} <= present:
         drawn["result1"] = figures.result1(table)
     if "label_counts" in present:

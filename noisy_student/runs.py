@@ -9,10 +9,10 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ import torchvision
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import Images, Split, data_key, split, unknown
+from .data import Images, Split, check_name, data_key, split
 from .models import MODELS, build
+from .step import uses_bf16
 from .store import Store
-from .training import History, Recipe, State, as_floats, device_title, pick_device, predict, train
+from .training import History, Recipe, State, check_fields, device_title, pick_device, predict, train
 from .workers import helpers
 
 PSEUDO = ("none", "soft", "hard")
@@ -57,11 +58,10 @@ class Run:
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
-        as_floats(self)
-        if self.model not in MODELS:
-            raise unknown("model", self.model, MODELS)
-        if self.pseudo not in PSEUDO:
-            raise unknown("pseudo-label kind", self.pseudo, PSEUDO)
+        whole = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0, "seed": 0}
+        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100)} | {k: (v, 1e9) for k, v in whole.items()})
+        check_name("model", self.model, MODELS)
+        check_name("pseudo-label kind", self.pseudo, PSEUDO)
         if (self.teacher is None) != (self.pseudo == "none"):
             raise ValueError(f"pseudo={self.pseudo!r} with{'out' if self.teacher is None else ''} a teacher: a student "
                              "needs a teacher and 'soft' or 'hard', a supervised run neither.")
@@ -69,13 +69,6 @@ class Run:
             mine, its = getattr(self, name), getattr(self.teacher, name)
             if mine != its:
                 raise ValueError(f"{name}={mine} of a student and {name}={its} of its teacher: the teacher would have seen other labels.")
-        for name, low, high in (("threshold", 0, 1), ("holdout", 0, 0.9), ("temperature", 0.01, 100)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is not between {low:g} and {high:g}.")
-        for name, least in (("labels", 2), ("ensemble", 1), ("repeat_labels", 1), ("member", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} is not a whole number from {least}.")
 
     @cached_property
     def key(self) -> str:
@@ -160,46 +153,50 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(run.model, classes, dropout=run.recipe.dropout, stochastic_depth=run.recipe.stochastic_depth)
-    last = time.monotonic()
+    last, made_with, found = time.monotonic(), _made_with(run, device), store.load_checkpoint(run)
+    if found and found[2] != made_with:
+        made_with["resumed_from"] = found[2]
+    earlier = sum(row["seconds"] for row in found[1]) if found else 0.0
 
     def checkpoint(state: State, history: History) -> None:
         nonlocal last
         if time.monotonic() - last >= CHECKPOINT_SECONDS:
-            store.save_checkpoint(run, state, history)
+            store.save_checkpoint(run, state, history, made_with)
             last = time.monotonic()
 
-    resume = store.load_checkpoint(run)
-    before = len(resume[1]) if resume else 0
-    train_start = time.perf_counter()
     history = train(model, train_set.images[chosen], targets, run.recipe, seed=seed, device=device, title=str(run),
-                    progress=progress, resume=resume, checkpoint=checkpoint)
-    seconds = time.perf_counter() - train_start
-    speed = (run.recipe.epochs - before) * len(chosen) / seconds
+                    progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint)
+    speed = run.recipe.epochs * len(chosen) / sum(row["seconds"] for row in history)
     scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
     guess = predict(model, scored.images, device=device).argmax(1)
     accuracy = 100 * float((guess == scored.labels).float().mean())
     counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(classes, classes)
     result |= {"accuracy": None if held else accuracy, "validation_accuracy": accuracy if held else None,
-               "confusion": counts.tolist(), "seconds": time.perf_counter() - start, "images_per_second": speed,
+               "confusion": counts.tolist(), "seconds": earlier + time.perf_counter() - start, "images_per_second": speed,
                "device": device_title(device), "title": train_set.title}
-    record = {"key": run.key, "run": asdict(run), "result": result, "made_with": _made_with(device)}
+    made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = {"key": run.key, "run": asdict(run), "result": result, "made_with": made_with}
     store.commit(run, record, history, {k: v.cpu().contiguous() for k, v in model.state_dict().items()})
 
 
-def _made_with(device: torch.device) -> dict[str, Any]:
+def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "numpy": np.__version__, "device": str(device), "threads": torch.get_num_threads(), "git": _git_revision(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            "numpy": np.__version__, "device": str(device), "threads": torch.get_num_threads(),
+            "precision": "bf16" if uses_bf16(run.recipe.precision, device) else "fp32", "git": GIT_REVISION}
 
 
-@cache
 def _git_revision() -> str | None:
-    """The revision of the code, marked "+" if files were changed since; None outside a git checkout."""
-    command = ["git", "-C", os.fspath(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    """The revision of the code, marked "+" if files were changed since; None where git does not know this file."""
+    git = ["git", "-C", os.fspath(Path(__file__).parent)]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 10}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **options)
+        return subprocess.run([*git, "describe", "--always", "--abbrev=12", "--dirty=+"], **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+GIT_REVISION = _git_revision()  # of the code that was imported, whatever is committed while it runs
 
 
 def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Store | str | Path = "runs", *,
@@ -226,42 +223,38 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
     abreast = max(Counter(run.generation for run in missing).values(), default=0)
     arguments = (train_set, test_set, splits, shares, store, device)
     try:
-        with helpers(min(workers, abreast) - 1, _finish, missing, list(records), *arguments, False) if abreast > 1 else nullcontext():
-            records |= _finish(missing, list(records), *arguments, progress)
+        with helpers(min(workers, abreast) - 1, _finish, missing, records, *arguments, False) if abreast > 1 else nullcontext():
+            _finish(missing, records, *arguments, progress)
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame([_row(run, records[run.key]["result"]) for run in bound])
 
 
-def _finish(runs: Sequence[Run], finished: Iterable[str], train_set: Images, test_set: Images, splits: dict[tuple[int, int], Split],
-            shares: dict[int, int], store: Store, device: torch.device, progress: bool) -> dict[str, dict[str, Any]]:
-    """Train each of ``runs`` unless another process does or did; their records by key, when all are there.
+def _finish(runs: Sequence[Run], records: dict[str, dict[str, Any]], train_set: Images, test_set: Images,
+            splits: dict[tuple[int, int], Split], shares: dict[int, int], store: Store, device: torch.device, progress: bool) -> None:
+    """Train each of ``runs`` unless another process does or did, until ``records``, by key, holds them all.
 
-    runs: teachers before their students. finished: keys of runs that need no training. shares: threads by generation.
+    runs: teachers before their students. records: those of finished runs. shares: threads by generation.
     """
-    waiting, records, done = list(runs), dict[str, dict[str, Any]](), set(finished)
+    waiting = list(runs)
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=not progress) as bar:
         while waiting:
-            before, trained = len(waiting), False
-            for run in list(waiting):
+            for run in waiting:
                 record = store.find(run)
-                if record is None and all(teacher.key in done for teacher in run.teachers):
+                if record is None and all(teacher.key in records for teacher in run.teachers):
                     with store.lock(run) as mine:
-                        record = store.find(run) if mine else None
-                        if mine and record is None:
+                        if mine and (record := store.find(run)) is None:
+                            store.set_aside(run)
                             torch.set_num_threads(shares[run.generation])
                             _train_run(run, train_set, test_set, splits[run.labels, run.seed], store, device, progress)
-                            record, trained = store.find(run), True
+                            record = store.find(run)
                 if record is not None:
                     records[run.key] = record
-                    done.add(run.key)
                     waiting.remove(run)
                     bar.update()
-                if trained:
                     break  # the first runs again: one that failed in another process must not wait for the last
-            if len(waiting) == before:
+            else:
                 time.sleep(0.5)  # others train all that is left
-    return records
 
 
 def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,

@@ -16,11 +16,8 @@ from .training import Recipe
 
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half width of Student's 95% interval; the half width of a single value is NaN."""
-    array = np.asarray(list(values), dtype=float)
-    array = array[~np.isnan(array)]
-    if len(array) < 2:
-        return float(array.mean()) if len(array) else math.nan, math.nan
-    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    found = pd.Series(list(values), dtype=float).dropna()
+    return float(found.mean()), float(stats.t.ppf(0.975, len(found) - 1) * found.sem())
 
 
 class Worth(NamedTuple):
@@ -97,12 +94,6 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(2)
 
 
-def last_students(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """By kind of pseudo-labels, the rows of the last generation of that kind in "students" and "generations"."""
-    students = table[table.experiment.isin(["students", "generations"]) & (table.pseudo != "none")].drop_duplicates("key")
-    return {str(kind): group[group.generation == group.generation.max()] for kind, group in students.groupby("pseudo", sort=False)}
-
-
 def worth(table: pd.DataFrame) -> pd.DataFrame:
     """How many labels the last students are worth to the same model on labels alone, with the 95% interval.
 
@@ -110,8 +101,10 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
     measured.
     """
     counts, rows = table[table.experiment == "label_counts"], []
-    for kind, group in last_students(table).items() if len(counts) else ():
-        found = labels_worth(counts, group.accuracy.tolist())
-        rows.append({"model": group.model.iloc[0], "pseudo": kind, "generation": group.generation.iloc[0], "labels": group.labels.iloc[0],
-                     "student": group.accuracy.mean(), "worth": found.labels, "low": found.low, "high": found.high})
+    students = table[table.experiment.isin(["students", "generations"]) & (table.pseudo != "none")].drop_duplicates("key")
+    for kind, group in students.groupby("pseudo", sort=False) if len(counts) else ():
+        last = group[group.generation == group.generation.max()]
+        found = labels_worth(counts, last.accuracy.tolist())
+        rows.append({"model": last.model.iloc[0], "pseudo": kind, "generation": last.generation.iloc[0], "labels": last.labels.iloc[0],
+                     "student": last.accuracy.mean(), "worth": found.labels, "low": found.low, "high": found.high})
     return pd.DataFrame(rows).round({"student": 2, "worth": 0, "low": 0, "high": 0})

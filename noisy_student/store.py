@@ -11,18 +11,18 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
+import safetensors.torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import nn
 from tqdm.auto import tqdm
 
+from .files import load_tensors, save_tensors, write_whole
 from .models import build
 from .training import History, State
 
@@ -33,6 +33,10 @@ VERSION = 2  # to be raised when the code changes what a Run gives; older entrie
 FILES = ("run.json", "history.csv", "model.safetensors")
 
 
+class DamagedError(OSError):
+    """An entry that is not what was committed."""
+
+
 class Store:
     """Finished runs in a folder; any number of processes may share it."""
 
@@ -40,42 +44,63 @@ class Store:
         self.folder = Path(folder)
 
     def find(self, run: Run) -> dict[str, Any] | None:
-        """The record of a finished run, or None. A damaged or outdated entry is set aside."""
-        entry = self.folder / run.key
-        if not entry.is_dir():
-            return None
+        """The record of a finished run; None where there is none that is sound and of this version."""
         try:
-            sums = json.loads((entry / "SHA256SUMS").read_text())
-            sound = all(_sha256(entry / name) == sums[name] for name in FILES)
-            record = json.loads((entry / "run.json").read_text()) if sound else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            record = {}
-        if record.get("version") == VERSION:
-            self._tidy(entry)  # it may have been killed between rename and clean-up
-            return record
-        reason = f"from version {record['version']}" if record else "damaged"
-        aside = self.folder / f"{run.key}.{reason.replace(' ', '-')}-{time.time_ns()}"
+            record = self.record(run.key)
+        except DamagedError:
+            return None
+        if (record.get("version"), record.get("key")) != (VERSION, run.key):
+            return None
+        self._tidy(self.folder / run.key)  # it may have been killed between rename and clean-up
+        return record
+
+    def set_aside(self, run: Run) -> None:
+        """Move an entry that ``find`` did not take out of the way; for the holder of the run's lock.
+
+        Raises ValueError for an entry of a newer version of the package, which may be in use.
+        """
+        entry, reason = self.folder / run.key, "damaged"
+        if not entry.exists():
+            return
+        try:
+            version = self.record(run.key).get("version")
+            if isinstance(version, int) and version > VERSION:
+                raise ValueError(f"{entry} is from version {version}, newer than this one, {VERSION}: update, or give another store.")
+            reason = f"from version {version}"
+        except DamagedError:
+            pass
+        aside = entry.rename(self.folder / f"{run.key}.{reason.replace(' ', '-')}-{time.time_ns()}")
         tqdm.write(f"{entry} is {reason}: set aside as {aside.name}; the run is trained again.")
-        with suppress(FileNotFoundError):  # another process was faster
-            entry.rename(aside)
-        return None
 
     def record(self, key: str) -> dict[str, Any]:
         """What ``run.json`` of a finished run holds: run, result (with confusion counts), made_with."""
-        return json.loads((self.folder / key / "run.json").read_text())
+        return json.loads(self._contents(key)["run.json"])
 
     def history(self, key: str) -> pd.DataFrame:
-        """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr."""
-        table = pd.read_csv(self.folder / key / "history.csv")
+        """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr, seconds."""
+        table = pd.read_csv(BytesIO(self._contents(key)["history.csv"]))
         table.insert(0, "key", key)
         return table
 
     def model(self, key: str) -> nn.Module:
         """The trained model of a finished run."""
-        record = self.record(key)
+        contents = self._contents(key)
+        record = json.loads(contents["run.json"])
         model = build(record["run"]["model"], len(record["result"]["confusion"]))
-        model.load_state_dict(load_file(self.folder / key / "model.safetensors"))
+        model.load_state_dict(safetensors.torch.load(contents["model.safetensors"]))
         return model
+
+    def _contents(self, key: str) -> dict[str, bytes]:
+        """The files of an entry, checked each time: hours may lie between a teacher's training and its student's."""
+        entry = self.folder / key
+        try:
+            contents = {name: (entry / name).read_bytes() for name in FILES}
+            sums = json.loads((entry / "SHA256SUMS").read_bytes())
+            if {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()} == sums:
+                return contents
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+            pass
+        raise DamagedError(f"{entry} is damaged or not there: run it again, it is then trained anew.")
 
     @contextmanager
     def lock(self, run: Run) -> Iterator[bool]:
@@ -92,63 +117,37 @@ class Store:
         finally:
             lock.release()
 
-    def save_checkpoint(self, run: Run, state: State, history: History) -> None:
-        meta = {"key": run.key, "version": str(VERSION), "history": json.dumps(history)}
-        meta["digest"] = _digest(state, meta["history"])
-        _write(self._partial(run) / "checkpoint.safetensors", save(state, meta))
+    def save_checkpoint(self, run: Run, state: State, history: History, made_with: dict[str, Any]) -> None:
+        facts = {"key": run.key, "version": str(VERSION), "history": json.dumps(history), "made_with": json.dumps(made_with)}
+        save_tensors(self._partial(run) / "checkpoint.safetensors", state, facts)
 
-    def load_checkpoint(self, run: Run) -> tuple[State, History] | None:
-        """What a killed training left, or None; a damaged checkpoint is not used."""
-        path = self._partial(run) / "checkpoint.safetensors"
-        try:
-            with safe_open(path, "pt") as file:
-                meta = file.metadata()
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            right = (meta["key"], meta["version"], meta["digest"]) == (run.key, str(VERSION), _digest(state, meta["history"]))
-            return (state, json.loads(meta["history"])) if right else None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+    def load_checkpoint(self, run: Run) -> tuple[State, History, dict[str, Any]] | None:
+        """(state, history, made_with) that a killed training left, or None; a damaged checkpoint is not used."""
+        found = load_tensors(self._partial(run) / "checkpoint.safetensors")
+        if found is None or (found[1]["key"], found[1]["version"]) != (run.key, str(VERSION)):
             return None
+        return found[0], json.loads(found[1]["history"]), json.loads(found[1]["made_with"])
 
     def commit(self, run: Run, record: dict[str, Any], history: History, weights: State) -> None:
         """Make the entry of a finished run appear, whole, by one rename. Raises OSError where it cannot be written."""
         partial, record = self._partial(run), {"version": VERSION, **record}
-        contents = [json.dumps(record, indent=1).encode(), pd.DataFrame(history).to_csv(index=False).encode(), save(weights)]
-        for name, content in zip(FILES, contents, strict=True):
-            _write(partial / name, content)
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in zip(FILES, contents, strict=True)}
-        _write(partial / "SHA256SUMS", json.dumps(sums, indent=1).encode())
-        partial.rename(self.folder / run.key)
-        self._tidy(self.folder / run.key)
+        contents = dict(zip(FILES, [json.dumps(record, indent=1).encode(), pd.DataFrame(history).to_csv(index=False).encode(),
+                                    safetensors.torch.save(weights)], strict=True))
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        contents["SHA256SUMS"] = json.dumps(sums, indent=1).encode()
+        for name, content in contents.items():
+            write_whole(partial / name, content)
+        self._tidy(partial.rename(self.folder / run.key))
 
     def _tidy(self, entry: Path) -> None:
-        """Remove the checkpoint, and what a kill left of writing one."""
-        for path in entry.glob("checkpoint.safetensors*"):
-            path.unlink(missing_ok=True)
+        """Remove the checkpoint, and what a kill left of writing; not before the entry is there, which needs neither."""
+        for path in entry.iterdir():
+            if path.name not in (*FILES, "SHA256SUMS"):
+                path.unlink(missing_ok=True)
 
     def _partial(self, run: Run) -> Path:
         path = self.folder / f"{run.key}.partial"
+        if path.is_symlink():
+            raise OSError(f"{path} is a link: remove it; a store holds none.")
         path.mkdir(parents=True, exist_ok=True)
         return path
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _digest(state: State, history: str) -> str:
-    digest = hashlib.sha256(history.encode())
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all. Raises OSError that says what was needed."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        needed = f"{len(content) / 1e6:.1f} MB"
-        raise OSError(error.errno, f"{path} could not be written ({error.strerror}): {needed} are needed there") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .augment import CHUNK, RandAugment, check_images, flip_crop
-from .data import unknown
+from .data import check_name
 from .step import make_step, sgd, uses_bf16
 
 SCHEDULES = ("onecycle", "cosine", "constant")
@@ -51,27 +51,15 @@ class Recipe:
     fault_equalize: bool = False  # a fault of the original: Equalize does nothing
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ValueError(f"recipe: {name}={value!r} is not a number from {low:g} to {high:g}.")
-        as_floats(self)
-        for name in ("epochs", "batch_size", "n", "crop"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"recipe: {name}={getattr(self, name)!r} is not a whole number.")
-        for name in ("flip", "fault_eval", "fault_equalize"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"recipe: {name}={getattr(self, name)!r} is neither True nor False.")
-        for name, valid in {"schedule": SCHEDULES, "precision": PRECISIONS}.items():
-            if getattr(self, name) not in valid:
-                raise unknown(name, getattr(self, name), valid)
+        check_fields(self, _RANGES, "recipe: ")
+        check_name("schedule", self.schedule, SCHEDULES)
+        check_name("precision", self.precision, PRECISIONS)
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed. Raises ValueError for an unknown name, with the nearest valid ones."""
         names = [field.name for field in fields(self)]
         for name in changes:
-            if name not in names:
-                raise unknown("recipe parameter", name, names)
+            check_name("recipe parameter", name, names)
         return replace(self, **changes)
 
     @staticmethod
@@ -92,18 +80,29 @@ class Recipe:
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
 
 
-def as_floats(value: Any) -> None:
-    """Make a frozen dataclass's float fields floats: 1 and 1.0 are equal, but would give Runs of different keys."""
+def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
+    """Check a frozen dataclass's numbers and truth values (ValueError), and make its float fields floats.
+
+    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys.
+    """
     for field in fields(value):
-        if field.type == "float":
-            object.__setattr__(value, field.name, float(getattr(value, field.name)))
+        name, kind, found = field.name, field.type, getattr(value, field.name)
+        low, high = ranges.get(name, (-math.inf, math.inf))
+        if kind == "bool" and not isinstance(found, bool):
+            raise ValueError(f"{where}{name}={found!r} is neither True nor False.")
+        if kind in ("int", "float") and (isinstance(found, bool) or not isinstance(found, (int, float)) or not low <= found <= high):
+            raise ValueError(f"{where}{name}={found!r} is not a number from {low:g} to {high:g}.")
+        if kind == "int" and not isinstance(found, int):
+            raise ValueError(f"{where}{name}={found!r} is not a whole number.")
+        if kind == "float":
+            object.__setattr__(value, name, float(found) + 0.0)
 
 
-_RANGES = [
-    ("epochs", 1, 100_000), ("batch_size", 2, 100_000), ("lr", 1e-9, 1e6), ("momentum", 0, 0.9999),
-    ("weight_decay", 0, 1), ("label_smoothing", 0, 0.99), ("n", 0, 14), ("m", 0, 10), ("crop", 0, 512),
-    ("dropout", 0, 0.99), ("stochastic_depth", 0, 0.99), ("ema", 0, 0.99999),
-]
+_RANGES = {
+    "epochs": (1, 100_000), "batch_size": (2, 100_000), "lr": (1e-9, 1e6), "momentum": (0, 0.9999),
+    "weight_decay": (0, 1), "label_smoothing": (0, 0.99), "n": (0, 14), "m": (0, 10), "crop": (0, 512),
+    "dropout": (0, 0.99), "stochastic_depth": (0, 0.99), "ema": (0, 0.99999),
+}
 
 
 # -------------------------------------------------------------------------------------------------------- device
@@ -166,7 +165,7 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
           device: str | torch.device | None = None, title: str = "training", progress: bool = True,
           resume: tuple[State, History] | None = None,
           checkpoint: Callable[[State, History], None] | None = None) -> History:
-    """Train ``model`` in place by SGD with Nesterov momentum; returns one dict an epoch: epoch, loss, accuracy, lr.
+    """Train ``model`` in place by SGD with Nesterov momentum; returns one dict an epoch: epoch, loss, accuracy, lr, seconds.
 
     images: uint8, N x 3 x H x W. targets: class indices (N) or probabilities (N x classes). ``seed`` decides order
     and noise; torch's global random state is left as it was. After each epoch ``checkpoint`` is called with all that
@@ -178,7 +177,8 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, recipe)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
-    targets = probabilities(targets.cpu(), _classes(model)).to(device)
+    classes = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
+    targets = probabilities(targets.cpu(), classes).to(device)
     images, history = images.to(device), []
     if resume is not None:
         _restore(model, optimizer, average, resume[0])
@@ -202,20 +202,17 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
                 seen += len(x)
             mean = float(total) / seen  # the epoch's one wait for the device
             if not math.isfinite(mean):
-                raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1} at learning rate {lr:.3g}: lower recipe.lr.")
-            history.append({"epoch": epoch + 1, "loss": mean, "accuracy": 100 * float(correct) / seen, "lr": lr})
+                raise FloatingPointError(f"{title}: the loss is {mean} in epoch {epoch + 1} at learning rate {lr:.3g}: lower recipe.lr.")
+            history.append({"epoch": epoch + 1, "loss": mean, "accuracy": 100 * float(correct) / seen, "lr": lr,
+                            "seconds": time.perf_counter() - start})
             bar.set_postfix(loss=f"{mean:.3f}", accuracy=f"{history[-1]['accuracy']:.1f}%",
-                            images_per_s=f"{seen / (time.perf_counter() - start):,.0f}")
+                            images_per_s=f"{seen / history[-1]['seconds']:,.0f}")
             if checkpoint is not None and epoch + 1 < recipe.epochs:
                 checkpoint(_state(model, optimizer, average), history)
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     model.train(mode)
     return history
-
-
-def _classes(model: nn.Module) -> int:
-    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> State:
@@ -249,7 +246,8 @@ def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size:
             device: str | torch.device | None = None) -> Tensor:
     """Class probabilities, float32, N x classes, on the CPU, without noise; ``flip`` averages image and mirror.
 
-    The model is left on ``device``, in the mode (train or eval) in which it was found.
+    The model is left on ``device``, in the mode (train or eval) in which it was found. Raises FloatingPointError for
+    predictions that are not finite.
     """
     check_images(images)
     device, mode = pick_device(device), model.training
@@ -261,7 +259,9 @@ def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size:
             logits = [model(normalise(view.to(device))).float() for view in views]
         parts.append(torch.stack(logits).softmax(2).mean(0))
     model.train(mode)
-    return torch.cat(parts).cpu()
+    if not torch.isfinite(found := torch.cat(parts).cpu()).all():
+        raise FloatingPointError("the model's predictions are not finite: its training went astray; lower recipe.lr.")
+    return found
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, flip: bool = False,

@@ -1,3 +1,5 @@
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +35,17 @@ def folder(tmp_path: Path) -> Path:
                 pixels = rng.integers(0, 100, (24, 20, 3), dtype=np.uint8) + np.uint8(120 * c)
                 Image.fromarray(pixels).save(path / f"{i}.png")
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Iterator[bytes]:
+    """A pickle that leaves a file when it is loaded; fails the test that has loaded it."""
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "pwned",)
+
+    content = pickle.dumps(Evil())
+    pickle.loads(content)
+    (tmp_path / "pwned").unlink()
+    yield content
+    assert not (tmp_path / "pwned").exists()

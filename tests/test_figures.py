@@ -151,14 +151,3 @@ def test_samples_and_balance(tmp_path: Path) -> None:
     figure = figures.class_balance({"labelled": labels}, ("cat", "dog"), "t")
     assert [p.get_height() for p in figure.axes[0].patches] == [1, 3]
     drawn(figure, tmp_path)
-
-
-def test_save_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Figure, path: Path, **options: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Figure, "savefig", broken)
-    with pytest.raises(OSError, match="No space"):
-        figures.save(Figure(), tmp_path / "a.png")
-    assert not list(tmp_path.iterdir())

@@ -1,5 +1,5 @@
 import io
-import pickle
+import os
 import shutil
 import tarfile
 import zipfile
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from noisy_student import folders, load
 
@@ -92,7 +92,7 @@ def test_cached_and_decoded_again_when_it_changed(folder: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_damaged_cache_is_made_again(folder: Path, tmp_path: Path, seed: int) -> None:
+def test_damaged_cache_is_made_again(folder: Path, tmp_path: Path, seed: int, evil: bytes) -> None:
     first = load(folder, tmp_path / "root")[0].fingerprint
     (cache,) = (tmp_path / "root" / "cache").iterdir()
     content, rng = bytearray(cache.read_bytes()), np.random.default_rng(seed)
@@ -100,14 +100,40 @@ def test_damaged_cache_is_made_again(folder: Path, tmp_path: Path, seed: int) ->
     if seed % 3 == 0:
         content = content[:place]
     elif seed == 1:
-        content = bytearray(pickle.dumps(1))
+        content = bytearray(evil)
     else:
         content[place] ^= int(rng.integers(1, 256))
     cache.write_bytes(content)
     assert load(folder, tmp_path / "root")[0].fingerprint == first
 
 
+@pytest.mark.parametrize("change", [(b'"I64"', b'"F64"'), (b'"U8"', b'"I8"')])
+def test_cache_of_another_type_is_made_again(folder: Path, tmp_path: Path, change: tuple[bytes, bytes]) -> None:
+    first = load(folder, tmp_path / "root")[0]
+    (cache,) = (tmp_path / "root" / "cache").iterdir()
+    assert change[0] in cache.read_bytes()
+    cache.write_bytes(cache.read_bytes().replace(*change))
+    found = load(folder, tmp_path / "root")[0]
+    assert found.fingerprint == first.fingerprint and (found.images.dtype, found.labels.dtype) == (torch.uint8, torch.int64)
+
+
+def test_same_name_size_and_time_is_not_the_same_picture(folder: Path, tmp_path: Path) -> None:
+    path = folder / "train" / "cat" / "a.bmp"
+    picture(1).save(path)
+    times = path.stat()
+    first = load(folder, tmp_path / "root")[0].fingerprint
+    picture(2).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load(folder, tmp_path / "root")[0].fingerprint != first
+    other = shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    picture(1).save(other / "train" / "cat" / "a.bmp")
+    assert load(other, tmp_path / "root")[0].fingerprint == first
+
+
 # ------------------------------------------------------------------------------------------------------------ archives
+
+
+SUFFIXES = [".zip", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2"]
 
 
 def pack(folder: Path, path: Path, inside: str = "") -> Path:
@@ -124,7 +150,7 @@ def pack(folder: Path, path: Path, inside: str = "") -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("inside", ["", "photos/"])
 def test_archive_is_the_folder(folder: Path, tmp_path: Path, suffix: str, inside: str) -> None:
     archive = pack(folder, tmp_path / f"photos{suffix}", inside)
@@ -133,44 +159,81 @@ def test_archive_is_the_folder(folder: Path, tmp_path: Path, suffix: str, inside
     assert found[0].name == "photos"
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz"])
-@pytest.mark.parametrize("seed", range(8))
-def test_damaged_archive_is_refused(folder: Path, tmp_path: Path, suffix: str, seed: int) -> None:
-    """Cut anywhere, or altered in its packed content: one sentence that names it, or the very same images."""
-    archive = pack(folder, tmp_path / f"photos{suffix}")
-    expected = load(archive, tmp_path / "root")
-    content, rng = bytearray(archive.read_bytes()), np.random.default_rng(seed)
-    place = int(rng.integers(len(content)))
-    if seed % 2:
-        content = content[:place]
-    else:
-        content[place] ^= int(rng.integers(1, 256))
+def check_damaged_archive(archive: Path, content: bytes, root: Path, expected: list[str]) -> bool:
+    """One sentence that names it, or the very same images; whether it was refused."""
     archive.write_bytes(content)
     try:
-        found = load(archive, tmp_path / "root")
+        found = load(archive, root)
     except (OSError, ValueError) as error:
         assert str(archive) in str(error) and "\n" not in str(error)
-    else:
-        assert seed % 2 == 0 and [part.fingerprint for part in found] == [part.fingerprint for part in expected]
+        return True
+    assert [part.fingerprint for part in found] == expected
+    return False
 
 
-def test_hostile_members_write_nothing_outside(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_archive_cut_or_zeroed_anywhere_loses_no_image(folder: Path, tmp_path: Path, suffix: str) -> None:
+    archive = pack(folder, tmp_path / f"photos{suffix}")
+    expected, content = [part.fingerprint for part in load(archive, tmp_path / "root")], archive.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 1024 if suffix == ".tar" else 701):
+        refused += check_damaged_archive(archive, content[:place], tmp_path / "root", expected)
+        refused += check_damaged_archive(archive, content[:place] + bytes(512) + content[place + 512 :], tmp_path / "root", expected)
+    assert refused > 20
+
+
+@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s != ".tar"])
+def test_altered_archive_of_pictures_without_checksums(folder: Path, tmp_path: Path, suffix: str) -> None:
+    """A PNG has checksums of its own, a BMP has none: here the archive's must tell. (A plain .tar has none either.)"""
+    for png in list(folder.rglob("*.png")):
+        with Image.open(png) as image:
+            image.save(png.with_suffix(".bmp"))
+        png.unlink()
+    archive = pack(folder, tmp_path / f"photos{suffix}")
+    expected, content = [part.fingerprint for part in load(archive, tmp_path / "root")], archive.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(30):
+        altered = bytearray(content)
+        altered[int(rng.integers(len(altered)))] ^= int(rng.integers(1, 256))
+        refused += check_damaged_archive(archive, bytes(altered), tmp_path / "root", expected)
+    assert refused > 15
+
+
+@pytest.mark.parametrize("name", ["../../escaped.png", "train/../../../escaped.png", "/tmp/noisy-student-escaped.png"])
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+def test_hostile_members_write_nothing_outside(folder: Path, tmp_path: Path, name: str, suffix: str) -> None:
     content = io.BytesIO()
     picture(0).save(content, "png")
-    archive = pack(folder, tmp_path / "photos.tar")
-    with tarfile.open(archive, "a") as tar:
-        up = tarfile.TarInfo("../../escaped.png")
-        up.size = content.tell()
-        content.seek(0)
-        tar.addfile(up, content)
-        link = tarfile.TarInfo("train/cat/link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
+    archive = pack(folder, tmp_path / f"photos{suffix}")
+    if suffix == ".zip":
+        with zipfile.ZipFile(archive, "a") as packed:
+            packed.writestr(name, content.getvalue())
+    else:
+        with tarfile.open(archive, "a") as tar:
+            up = tarfile.TarInfo(name)
+            up.size = content.tell()
+            content.seek(0)
+            tar.addfile(up, content)
+            for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../../etc/passwd"), (tarfile.FIFOTYPE, "")):
+                link = tarfile.TarInfo(f"train/cat/{kind.decode()}.png")
+                link.type, link.linkname = kind, target
+                tar.addfile(link)
     before = {p for p in tmp_path.rglob("*")}
-    train, _ = load(archive, tmp_path / "root")
-    assert len(train) == 12
+    try:
+        assert len(load(archive, tmp_path / "root")[0]) == 12
+    except ValueError as error:
+        assert "train" in name and "lies in no class's folder" in str(error)
     assert all(p.is_relative_to(tmp_path / "root") for p in {*tmp_path.rglob("*")} - before)
-    assert not list(tmp_path.parent.glob("escaped.png")) and not list(tmp_path.parent.parent.glob("escaped.png"))
+    outside = [*tmp_path.parent.glob("escaped.png"), *tmp_path.parent.parent.glob("escaped.png"), Path("/tmp/noisy-student-escaped.png")]
+    assert not any(path.exists() for path in outside)
+
+
+def test_postscript_is_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(0).save(folder / "train" / "cat" / "0.png", "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was run"))
+    with pytest.raises(OSError, match=r"cannot be read: train/cat/0\.png"):
+        load(folder, tmp_path / "root")
 
 
 def test_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path) -> None:

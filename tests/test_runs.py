@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -7,13 +8,15 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
+import torchvision
 
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
-from noisy_student.data import Images
+from noisy_student.data import Images, data_key
 from noisy_student.runs import pseudo_labels
 
 FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
@@ -36,7 +39,11 @@ def test_table_and_store(tiny: Pair, tmp_path: Path) -> None:
     assert table.accuracy.between(0, 100).all() and table.title.eq("tiny").all()
     assert sorted(p.name for p in (tmp_path / table.key[0]).iterdir()) == ["SHA256SUMS", "history.csv", "model.safetensors", "run.json"]
     record = Store(tmp_path).record(table.key[0])
-    assert record["made_with"]["torch"] == torch.__version__ and record["made_with"]["threads"] == torch.get_num_threads()
+    made = record["made_with"]
+    expected = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+                "numpy": np.__version__, "device": "cpu", "threads": torch.get_num_threads(), "precision": "fp32"}
+    assert {name: made[name] for name in expected} == expected and set(made) == {*expected, "git", "finished"}
+    assert record["run"]["data"] == data_key(*tiny) == table["data"][0]
     assert sum(map(sum, record["result"]["confusion"])) == len(tiny[1])
     assert list(Store(tmp_path).history(table.key[0]).epoch) == [1, 2]
 
@@ -64,7 +71,23 @@ def test_every_field_changes_the_key() -> None:
             TEACHER.key, *(replace(TEACHER, **{name: value}).key for name, value in alone.items())}
     assert len(keys) == len(changes) + len(alone) + 2
     assert Run("Convnet6", 20, FAST, Run("Convnet5", 20, FAST), "soft").key == STUDENT.key
-    assert replace(STUDENT, recipe=FAST.replace(m=10), threshold=0, holdout=0).key == STUDENT.key, "10 and 10.0 are one"
+    assert replace(STUDENT, recipe=FAST.replace(m=10, ema=-0.0), threshold=0, holdout=0).key == STUDENT.key, "10 and 10.0, 0 and -0 are one"
+    recipes = {"epochs": 3, "batch_size": 11, "lr": 0.2, "schedule": "cosine", "momentum": 0.8, "weight_decay": 0.1, "label_smoothing": 0.1,
+               "n": 2, "m": 9.0, "flip": False, "crop": 3, "dropout": 0.4, "stochastic_depth": 0.1, "ema": 0.9, "precision": "bf16",
+               "fault_eval": True, "fault_equalize": True}
+    assert set(recipes) == {f.name for f in fields(Recipe)}
+    changed = {replace(STUDENT, recipe=FAST.replace(**{name: value})).key for name, value in recipes.items()}
+    assert len(changed | keys) == len(recipes) + len(keys)
+
+
+def test_key_is_the_same_in_another_process(tmp_path: Path) -> None:
+    """Whatever the hash seed, the working directory and the number of threads."""
+    script = "import torch; torch.set_num_threads(1); from noisy_student import Recipe, Run; " \
+             "f = Recipe(epochs=2, batch_size=10, n=1, precision='fp32'); " \
+             "print(Run('Convnet6', 20, f, Run('Convnet5', 20, f), 'soft').key)"
+    command = [sys.executable, "-c", script]
+    out = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == STUDENT.key
 
 
 def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,19 +154,48 @@ def test_a_helper_trains_what_the_caller_leaves(tiny: Pair, tmp_path: Path, monk
     assert len(go([TEACHER, replace(TEACHER, seed=1)], tiny, tmp_path, workers=2)) == 2
 
 
-def test_helpers_end_with_a_killed_caller(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text("import sys\nfrom noisy_student import Recipe, Run, load, run_all\nif __name__ == '__main__':\n"
-                      "    wanted = [Run('Convnet5', 100, Recipe(epochs=5000, batch_size=20), seed=s) for s in range(2)]\n"
-                      "    run_all(wanted, *load('digits'), sys.argv[1], device='cpu', workers=2)\n")
-    caller = psutil.Popen([sys.executable, str(script), str(tmp_path / "store")], stderr=subprocess.DEVNULL)
-    while len(list(tmp_path.glob("store/*.partial"))) != 2:
+PAIR = """
+import sys, torch
+from noisy_student import Recipe, Run, load, run_all, runs
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    wanted = [Run("Convnet5", 100, Recipe(epochs=int(sys.argv[2]), batch_size=20), seed=s) for s in range(2)]
+    run_all(wanted, *load("digits"), sys.argv[1], device="cpu", workers=2)
+"""
+
+
+def pair(tmp_path: Path, store: str, epochs: int) -> tuple[psutil.Popen, list[psutil.Process]]:
+    """A caller with a helper, both at work, each on a run of its own."""
+    (tmp_path / "script.py").write_text(PAIR)
+    caller = psutil.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / store), str(epochs)], stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob(f"{store}/*.partial"))) != 2:
         assert caller.poll() is None
-        time.sleep(0.05)
-    helpers = caller.children(recursive=True)
+        time.sleep(0.02)
+    return caller, [p for p in caller.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_helpers_end_with_a_killed_caller(tmp_path: Path) -> None:
+    caller, helpers = pair(tmp_path, "store", 5000)
     caller.kill()
     caller.wait()
     assert helpers and not psutil.wait_procs(helpers, timeout=30)[1], "a helper outlives its caller"
+
+
+def test_killed_helper_and_killed_caller_lose_nothing(tmp_path: Path) -> None:
+    """The caller finishes what a killed helper left; called again, it finishes what was left when it was killed itself."""
+    whole, _ = pair(tmp_path, "whole", 100)
+    assert whole.wait() == 0
+    caller, helpers = pair(tmp_path, "helper", 100)
+    helpers[0].kill()
+    assert caller.wait() == 0
+    caller, helpers = pair(tmp_path, "caller", 100)
+    caller.kill()
+    caller.wait()
+    psutil.wait_procs(helpers)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "caller"), "100"]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+    bits = [{p.parent.name: p.read_bytes() for p in tmp_path.glob(f"{s}/*/model.safetensors")} for s in ("whole", "helper", "caller")]
+    assert len(bits[0]) == 2 and bits[0] == bits[1] == bits[2]
 
 
 def test_error_among_workers_reaches_the_caller(tiny: Pair, tmp_path: Path) -> None:
@@ -174,11 +226,85 @@ def test_damaged_entry_is_set_aside_and_trained_again(tiny: Pair, tmp_path: Path
     assert len(list(tmp_path.glob(f"{before.key[0]}.damaged-*"))) == 1
 
 
-def test_entry_of_an_older_version_is_set_aside(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_of_an_older_version_is_set_aside_and_of_a_newer_refused(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = go([TEACHER], tiny, tmp_path).key[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "VERSION", store.VERSION + 1)
+        go([TEACHER], tiny, tmp_path)
+        assert len(list(tmp_path.glob(f"{key}.from-version-{store.VERSION - 1}-*"))) == 1
+    with pytest.raises(ValueError, match="newer than this one"):
+        go([TEACHER], tiny, tmp_path)
+    assert Store(tmp_path).record(key)["version"] == store.VERSION + 1
+
+
+def test_checkpoint_of_an_older_version_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path).save_checkpoint(TEACHER, {"a": torch.zeros(1)}, [], {})
+    assert Store(tmp_path).load_checkpoint(TEACHER) is not None
     monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
-    go([TEACHER], tiny, tmp_path)
-    assert len(list(tmp_path.glob(f"{key}.from-version-{store.VERSION - 1}-*"))) == 1
+    assert Store(tmp_path).load_checkpoint(TEACHER) is None
+
+
+@pytest.mark.parametrize("change", [(b"F32", b"I32"), (b"[2,3]", b"[3,2]")])
+def test_checkpoint_of_another_type_or_shape_is_not_used(tmp_path: Path, change: tuple[bytes, bytes]) -> None:
+    Store(tmp_path).save_checkpoint(TEACHER, {"a": torch.ones(2, 3)}, [], {})
+    (path,) = tmp_path.glob("*/checkpoint.safetensors")
+    assert path.read_bytes().count(change[0]) == 1
+    path.write_bytes(path.read_bytes().replace(*change))
+    assert Store(tmp_path).load_checkpoint(TEACHER) is None
+
+
+def test_teacher_that_is_damaged_after_it_was_found(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student may come hours after its teacher: what it reads is checked then, and the next call makes it good."""
+    key, real = go([TEACHER], tiny, tmp_path).key[0], runs._train_run
+
+    def late(*arguments: object) -> None:
+        content = bytearray(weights(tmp_path, key))
+        content[-3] ^= 64
+        (tmp_path / key / "model.safetensors").write_bytes(content)
+        real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_train_run", late)
+        with pytest.raises(OSError, match=f"{key} is damaged"):
+            go([STUDENT], tiny, tmp_path)
+    go([STUDENT], tiny, tmp_path)
+    assert len(list(tmp_path.glob(f"{key}.damaged-*"))) == 1
+
+
+def test_link_in_place_of_a_partial_entry_is_refused(tiny: Pair, tmp_path: Path) -> None:
+    key = go([TEACHER], tiny, tmp_path / "first").key[0]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / f"{key}.partial").symlink_to(elsewhere)
+    with pytest.raises(OSError, match="is a link"):
+        go([TEACHER], tiny, tmp_path / "store")
+    assert not list(elsewhere.iterdir())
+
+
+def test_resumed_run_counts_all_its_time_and_says_who_began_it(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, real = [], Store.save_checkpoint
+
+    def save_and_stop(*arguments: object) -> None:
+        saved.append(arguments[3])
+        real(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(Store, "save_checkpoint", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            go([TEACHER], tiny, tmp_path)
+    try:
+        torch.set_num_threads(3)
+        row = go([TEACHER], tiny, tmp_path).iloc[0]
+    finally:
+        torch.set_num_threads(threads)
+    history, made = Store(tmp_path).history(row.key), Store(tmp_path).record(row.key)["made_with"]
+    assert history.seconds[0] == pytest.approx(saved[0][0]["seconds"]) and row.seconds > history.seconds.sum()
+    assert row.images_per_second == pytest.approx(2 * 20 / history.seconds.sum())
+    assert made["threads"] == 3 and made["resumed_from"]["threads"] == threads
 
 
 DRIVER = """
@@ -218,25 +344,27 @@ def test_two_processes_train_a_run_once(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".locks", entry.parent.name]
 
 
-def test_damaged_checkpoint_is_not_used_nor_executed(tiny: Pair, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_not_used_nor_executed(tiny: Pair, tmp_path: Path, evil: bytes) -> None:
     key = go([TEACHER], tiny, tmp_path / "whole").key[0]
     partial = tmp_path / "other" / f"{key}.partial"
     partial.mkdir(parents=True)
-    (partial / "checkpoint.safetensors").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    (partial / "checkpoint.safetensors").write_bytes(evil)
+    go([TEACHER], tiny, tmp_path / "other")
+    (tmp_path / "other" / key / "model.safetensors").write_bytes(evil)
     go([TEACHER], tiny, tmp_path / "other")
     assert weights(tmp_path / "whole", key) == weights(tmp_path / "other", key)
-    assert not Path("pwned").exists()
 
 
 def test_full_disk(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, content: bytes) -> int:
+    def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match=r"could not be written \(No space left on device\): \d+\.\d MB are needed"):
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match=r"could not be written \(No space left on device\): [\d,]+ bytes are needed"):
             go([TEACHER], tiny, tmp_path)
-    assert not list(tmp_path.glob("*/*.tmp")) and not list(tmp_path.glob("*/run.json"))
+    assert [p.name for p in tmp_path.rglob("*.partial")] == [f"{TEACHER.bind(data_key(*tiny), '').key}.partial"], "and nothing in it"
+    assert not list(tmp_path.glob("*.partial/*"))
     assert len(go([TEACHER], tiny, tmp_path)) == 1
 
 
@@ -280,7 +408,7 @@ def test_temperature_sharpens_soft_labels() -> None:
 
 @pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"threshold": 2}, {"holdout": -1},
                                     {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"ensemble": 0}, {"ensemble": 1.5},
-                                    {"member": -1}, {"seed": -1}, {"seed": True},
+                                    {"member": -1}, {"seed": -1}, {"seed": True}, {"balance": 1}, {"flip_average": 0},
                                     {"seed": 1}, {"labels": 30}, {"holdout": 0.5}])
 def test_bad_runs(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):
@@ -294,4 +422,3 @@ def test_more_labels_than_images_and_no_pseudo_label(tiny: Pair, tmp_path: Path)
         go([replace(STUDENT, labels=60, teacher=replace(TEACHER, labels=60))], tiny, tmp_path)
     with pytest.raises(ValueError, match="no pseudo-label reaches"):
         go([replace(STUDENT, threshold=1.0, teacher=replace(TEACHER, recipe=FAST.replace(lr=1e-9)))], tiny, tmp_path)
-    assert not list(tmp_path.glob("*.tmp"))

@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all, and tensors in them that are what was written. Nothing read here can execute code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+STALE_SECONDS = 3600.0
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; its folder is made if need be.
+
+    Raises OSError that says what was needed where it cannot be written. What a kill left of an earlier attempt is removed
+    after an hour: until then it may be another process's, at work.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        for old in path.parent.glob(f".{path.name}.*.partial"):
+            if old == partial or time.time() - old.lstat().st_mtime > STALE_SECONDS:
+                old.unlink(missing_ok=True)
+        with partial.open("xb") as file:  # x: a link laid there by someone is not followed
+            file.write(content)
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written ({error.strerror}): {len(content):,} bytes are needed there") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """Write contiguous CPU tensors and facts about them, with a checksum over both. Raises OSError as :func:`write_whole`."""
+    write_whole(path, save(tensors, {**facts, "digest": _digest(tensors, facts)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """The (tensors, facts) that save_tensors wrote; None where there is no file, or a damaged one."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = dict(file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return (tensors, facts) if facts.pop("digest") == _digest(tensors, facts) else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _digest(tensors: dict[str, Tensor], facts: dict[str, str]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

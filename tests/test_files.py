@@ -1,0 +1,58 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from noisy_student import figures
+from noisy_student.files import write_whole
+
+
+def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    """For real: files may not grow beyond 1,000 bytes."""
+    script = ("import resource, sys; from pathlib import Path; from noisy_student.files import write_whole\n"
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_whole(Path(sys.argv[1]), bytes(5000))")
+    write_whole(tmp_path / "a", b"before")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True)
+    assert f"{tmp_path / 'a'} could not be written (File too large): 5,000 bytes are needed there" in done.stderr
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"before"]
+
+
+def test_figure_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"a\.png could not be written"):
+        figures.save(Figure(), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    for name in (".a.1.partial", ".a.2.partial", ".b.1.partial"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".a.1.partial", (0, 0))
+    os.utime(tmp_path / ".b.1.partial", (0, 0))
+    write_whole(tmp_path / "a", b"new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.2.partial", ".b.1.partial", "a"]
+
+
+def test_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"kept")
+    (tmp_path / f".a.{os.getpid()}.partial").symlink_to(tmp_path / "target")
+    write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "target").read_bytes() == b"kept" and (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_processes_may_write_the_same_tables(tmp_path: Path) -> None:
+    script = ("import sys, pandas as pd; from pathlib import Path; from noisy_student.report import write_tables\n"
+              "class Store:\n    def history(self, key): return pd.DataFrame({'key': [key], 'epoch': [1]})\n"
+              "table = pd.DataFrame({'key': [str(i) for i in range(200)], 'x': 1.0})\n"
+              "for _ in range(20): write_tables(table, Store(), Path(sys.argv[1]))\n")
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
+    assert [w.wait() for w in writers] == [0] * 3
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 200
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.csv", "runs.csv"]
