@@ -124,7 +124,7 @@ def _of_kind(kind: str, name: str, value: Any) -> Any:
     wanted: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(one, Recipe)
     sound = all(isinstance(v, wanted) and (one == "bool" or not isinstance(v, bool)) for v in values)
     if not sound or not (values or name == "ablation_models"):
-        raise ValueError(f"{name}={value!r} is not of the right kind: {kind.replace(', ...', '')} is wanted.")
+        raise ValueError(f"{name}={value!r} is not of the right kind: {'a list of ' if one != kind else ''}{one} is wanted.")
     if name != "chain" and len(set(values)) < len(values):
         raise ValueError(f"{name}={list(values)!r} names a value twice: give each once.")
     return values if one != kind else value

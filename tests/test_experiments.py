@@ -99,14 +99,15 @@ def test_auto_profile_is_quick_on_a_cpu() -> None:
 def test_overrides() -> None:
     changed = override(FULL, {"labels": None, "seeds": [4], "recipe.epochs": 3, "student.lr": 0.5, "threshold": 1, "grid_ms": range(2, 4)})
     assert changed.labels == 5000 and changed.seeds == (4,) and changed.threshold == 1 and changed.grid_ms == (2, 3)
+    assert override(FULL, {"grid_ms": [2.5]}).grid_ms == (2.5,)
     assert changed.supervised.epochs == changed.student.epochs == 3 and (changed.supervised.lr, changed.student.lr) == (0.1, 0.5)
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"), ({"seeds": ()}, "not of the same kind"),
+    ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"), ({"seeds": ()}, "not of the right kind"),
     ({"grid_ns": [1, 1]}, "names a value twice"),
     ({"grid_seeds": 0}, "leave the experiment"),
-    ({"labels": "many"}, "not of the same kind"), ({"seeds": [0.5]}, "not of the same kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
+    ({"labels": "many"}, "not of the right kind"), ({"seeds": [0.5]}, "not of the right kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
 ])
 def test_bad_overrides(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

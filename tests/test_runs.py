@@ -183,16 +183,16 @@ def test_helpers_end_with_a_killed_caller(tmp_path: Path) -> None:
 
 def test_killed_helper_and_killed_caller_lose_nothing(tmp_path: Path) -> None:
     """The caller finishes what a killed helper left; called again, it finishes what was left when it was killed itself."""
-    whole, _ = pair(tmp_path, "whole", 100)
+    whole, _ = pair(tmp_path, "whole", 40)
     assert whole.wait() == 0
-    caller, helpers = pair(tmp_path, "helper", 100)
+    caller, helpers = pair(tmp_path, "helper", 40)
     helpers[0].kill()
     assert caller.wait() == 0
-    caller, helpers = pair(tmp_path, "caller", 100)
+    caller, helpers = pair(tmp_path, "caller", 40)
     caller.kill()
     caller.wait()
     psutil.wait_procs(helpers)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "caller"), "100"]
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "caller"), "40"]
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     bits = [{p.parent.name: p.read_bytes() for p in tmp_path.glob(f"{s}/*/model.safetensors")} for s in ("whole", "helper", "caller")]
     assert len(bits[0]) == 2 and bits[0] == bits[1] == bits[2]
