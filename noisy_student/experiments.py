@@ -48,9 +48,9 @@ _SHORT = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)  # short traini
 _LONG = Recipe(epochs=200, n=2, m=10, dropout=0.2)
 # Everywhere students see each label about as often as the supervised models do; docs/recipe.md says how these were found.
 _SETTINGS = {
-    "quick": Settings(_SHORT, _SHORT.replace(epochs=8), seeds=(0,), generations=1, threshold=0.8, flip_average=True, ensemble=3,
+    "quick": Settings(_SHORT, _SHORT.replace(epochs=9), seeds=(0,), generations=1, threshold=0.8, flip_average=True, ensemble=3,
                       repeat_labels=3, ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 3), grid_ms=(5, 10),
-                      label_counts=(5000, 10000, 20000), label_recipe_steps=2),
+                      label_counts=(5000, 7000, 10000), label_recipe_steps=2),
     "quick, few images": Settings(_SHORT.replace(epochs=40, batch_size=20), _SHORT.replace(epochs=8, batch_size=20), labels=100,
                                   generations=1, flip_average=True, ensemble=3, repeat_labels=5, ablation_models=("Convnet5",),
                                   grid_models=("Convnet5",), grid_ns=(1, 2, 5), grid_ms=(2, 5, 10), label_counts=(100, 200, 400),
