@@ -10,8 +10,10 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import tarfile
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -154,7 +156,8 @@ def _fetch(name: str, archive: Path, md5: str, get: Callable[[], Any]) -> Any:
     from torchvision.datasets.utils import check_integrity
 
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(archive.with_name(f".{archive.name}.lock")):
+    writable = os.access(archive.parent, os.W_OK)  # if not, somebody has put the data there
+    with FileLock(archive.with_name(f".{archive.name}.lock")) if writable else nullcontext():
         existed = archive.exists()
         if existed and not check_integrity(str(archive), md5):
             raise OSError(f"{archive} is damaged: its md5 is not {md5}; delete it and run again.")
