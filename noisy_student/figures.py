@@ -75,10 +75,13 @@ def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[s
         names, mean, half = _means(part, "model")
         places = [models.index(name) + 0.25 * (i - (len(groups) - 1) / 2) for name in names]
         hollow = {x: original[name] for x, name in zip(places, names, strict=True) if name in original}
-        axis.errorbar(places, mean, half, fmt=marker, color=colour, capsize=4, markersize=8, label=label)
+        axis.errorbar(places, mean, half, fmt=marker, color=colour, capsize=4 if half.any() else 0, markersize=8, label=label)
         axis.plot(list(hollow), list(hollow.values()), marker, mfc="none", mec=colour, markersize=8)
-        for place, ink in [*((p, "black") for p in zip(places, mean, strict=True)), *((p, GREY) for p in hollow.items())]:
-            axis.annotate(f"{place[1]:.1f}", place, (9, 0), color=ink, textcoords="offset points", va="center", fontsize=8)
+        for x, ours in zip(places, mean, strict=True):  # the higher of the two has its number above, the other below
+            pair = sorted([(ours, "black"), *([(hollow[x], GREY)] if x in hollow else [])], reverse=True)
+            for (value, ink), side in zip(pair, (1, -1), strict=False):
+                axis.annotate(f"{value:.1f}", (x, value), (0, 11 * side), color=ink, textcoords="offset points", va="center",
+                              ha="center", fontsize=8)
     if any(original for *_, original in groups.values()):
         axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
     axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
@@ -215,7 +218,8 @@ def generations(table: pd.DataFrame) -> Figure:
         for kind in [k for k in ("hard", "soft") if k in set(rows.pseudo)] or ["none"]:
             name, colour, marker = KINDS[kind]
             chain = rows[(rows.pseudo == kind) | (rows.generation == 0)]
-            axis.errorbar(*_means(chain, "generation", column), fmt=f"{marker}-", color=colour, capsize=4, label=name)
+            generation, mean, half = _means(chain, "generation", column)
+            axis.errorbar(generation, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
         names = rows.drop_duplicates("generation").sort_values("generation")
         axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8)
         axis.set(ylabel=label, xlabel="generation and its model")
