@@ -39,11 +39,14 @@ from tqdm import tqdm
 
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
 from noisy_student.augment import CHUNK
+from noisy_student.data import check_name
 from noisy_student.experiments import FOUR
+from noisy_student.files import write_whole
 from noisy_student.step import make_step, sgd, uses_bf16
 from noisy_student.training import device_title, normalise, pick_device
 
 BATCH = 128
+PARTS = ("training", "randaugment", "growth", "suite")
 
 
 class Row(NamedTuple):
@@ -303,8 +306,10 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--ns", default="2,5")
     parser.add_argument("--scale", type=int, help="steps a call of the project's loop (default: 200 on a GPU, else 16)")
-    parser.add_argument("--suite", metavar="PROFILE", help="time the experiments at this profile as well (quick, long, full)")
-    parser.add_argument("--store", help="an empty folder that keeps the runs of --suite (default: they are not kept)")
+    parser.add_argument("--parts", default=",".join(PARTS[:-1]), help=f"which of {', '.join(PARTS)} (default: %(default)s); what was "
+                        "measured of the others stays in the table")
+    parser.add_argument("--profile", default="quick", help="of the part suite, the four experiments (default: quick)")
+    parser.add_argument("--store", help="an empty folder that keeps the suite's runs (default: they are not kept)")
     parser.add_argument("--out", default="results/bench")
     parser.add_argument("--assets", default="assets")
     args = parser.parse_args()
@@ -316,32 +321,35 @@ def main() -> None:
     steps, ns, models = args.scale or (200 if gpu else 16), [int(n) for n in args.ns.split(",")], args.models.split(",")
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     path = Path(args.out) / f"{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts: list[pd.DataFrame] = []
+    parts = args.parts.split(",")
+    for part in parts:
+        check_name("part", part, PARTS)
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["part"])
+    table = table[~table.part.isin(parts)]
 
-    def keep(table: pd.DataFrame) -> None:
+    def keep(part: str, rows: pd.DataFrame) -> None:
         """Write what there is after every part: a stopped benchmark keeps what it measured."""
-        parts.append(table.assign(device=title, torch=torch.__version__))
-        pd.concat(parts).to_csv(path, index=False, float_format="%.6g")
+        nonlocal table
+        table = pd.concat([table, rows.assign(part=part, device=title, torch=torch.__version__)])
+        write_whole(path, table.to_csv(index=False, float_format="%.6g").encode())
+        print(rows.round(3).to_string(index=False), flush=True)
 
     top = ceilings(device)
-    for model in models:  # a model at a time: few DataLoader workers alive at once
+    for model in models if "training" in parts else ():  # a model at a time: few DataLoader workers alive at once
         rows = [limit(model, data, device, steps), *(project(model, n, data, device, steps) for n in ns)]
         rows += [usual(model, n, data, device, steps if gpu else steps // 2, plus) for n in ns for plus in (False, True)]
-        table = with_ratios(measure(rows, args.rounds, device))
-        flops = flops_a_image(model, len(data.classes))
-        table["tflops"] = table.images_per_second * flops / 1e12
-        keep(table.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"]))
+        speed = with_ratios(measure(rows, args.rounds, device))
+        speed["tflops"] = speed.images_per_second * flops_a_image(model, len(data.classes)) / 1e12
+        keep("training", speed.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"]))
         del rows
-        print(table.round(2).to_string(index=False), flush=True)
-    alone = [row for n in ns for row in augmentations(n, data, device, 65536 if gpu else 4096)]
-    keep(with_ratios(measure(alone, args.rounds, device)))
-    keep(measure(list(growth(data, device, 50_000 if gpu else 20_000)), args.rounds, device))
-    if args.suite:
+    if "randaugment" in parts:
+        alone = [row for n in ns for row in augmentations(n, data, device, 65536 if gpu else 4096)]
+        keep("randaugment", with_ratios(measure(alone, args.rounds, device)))
+    if "growth" in parts:
+        keep("growth", measure(list(growth(data, device, 50_000 if gpu else 20_000)), args.rounds, device))
+    if "suite" in parts:
         with tempfile.TemporaryDirectory() as passing:
-            keep(suite(args.data, args.suite, device, args.store or passing))
-    table = pd.concat(parts)
-    print(table.drop(columns=["device", "torch"]).round(3).to_string(index=False))
+            keep("suite", suite(args.data, args.profile, device, args.store or passing))
     figure = draw(table, f"{title}, torch {torch.__version__}, median of {args.rounds} rounds")
     print(path, figures.save(figure, Path(args.assets) / f"bench-{name}.png"))
 

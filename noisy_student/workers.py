@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import math
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def default_workers(device: torch.device) -> int:
@@ -22,33 +28,57 @@ def default_workers(device: torch.device) -> int:
 def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iterator[None]:
     """While the block lasts, ``count`` processes run ``task(*arguments)``."""
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's thread pool in an unusable state
-    processes = []
-    try:
-        content = pickle.dumps((task, arguments))  # by value: torch's own way needs /dev/shm, which containers keep small
-        for _ in range(count):
-            process = context.Process(target=_help, args=(content,), daemon=True)
-            process.start()
-            processes.append(process)
-        del content
-        yield
-    finally:
-        for process in processes:  # when the block ends all is done, or has failed
-            process.terminate()
-            process.join()
+    with tempfile.TemporaryDirectory(prefix="noisy_student-") as folder:
+        content = io.BytesIO()
+        _Pickler(content, folder).dump((task, arguments))
+        processes = [context.Process(target=_help, args=(content.getvalue(), folder), daemon=True) for _ in range(count)]
+        try:
+            for process in processes:
+                process.start()
+            yield
+        finally:
+            for process in processes:  # when the block ends all is done, or has failed
+                if process.pid is not None:
+                    process.terminate()
+                    process.join()
 
 
-def _help(content: bytes) -> None:
+class _Pickler(pickle.Pickler):
+    """Writes large tensors to files, which all helpers map into memory: one copy for all (torch's own way of sharing needs
+    /dev/shm, which containers keep small)."""
+
+    def __init__(self, stream: io.BytesIO, folder: str) -> None:
+        super().__init__(stream)
+        self.folder = Path(folder)
+
+    def persistent_id(self, value: object) -> tuple[str, torch.dtype, tuple[int, ...]] | None:
+        if not isinstance(value, Tensor) or value.nbytes < 2**20:
+            return None
+        path = self.folder / str(len(list(self.folder.iterdir())))
+        value.numpy().tofile(path)
+        return str(path), value.dtype, tuple(value.shape)
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, found: tuple[str, torch.dtype, tuple[int, ...]]) -> Tensor:
+        path, dtype, shape = found
+        return torch.from_file(path, size=math.prod(shape), dtype=dtype).view(shape)
+
+
+def _help(content: bytes, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who ends the helpers
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
-    task, arguments = pickle.loads(content)
+    threading.Thread(target=_end_with_the_caller, args=(folder,), daemon=True).start()
+    task, arguments = _Unpickler(io.BytesIO(content)).load()
     try:
         task(*arguments)
     except Exception:  # the caller comes to the same run next, and says what is wrong with it
         os._exit(1)
 
 
-def _end_with_the_caller() -> None:
+def _end_with_the_caller(folder: str) -> None:
+    """Of a caller who was killed, and so could not end the helpers nor remove what they map."""
     caller = multiprocessing.parent_process()
     if caller is not None:
         caller.join()
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)

@@ -155,9 +155,16 @@ def test_a_helper_trains_what_the_caller_leaves(tiny: Pair, tmp_path: Path, monk
 
 
 PAIR = """
-import sys, torch
+import sys, time, torch
+from pathlib import Path
 from noisy_student import Recipe, Run, load, run_all, runs
 if __name__ == "__main__":
+    real = runs._train_run
+    def patient(*arguments):
+        while not list(Path(sys.argv[1]).glob("*.partial")):
+            time.sleep(0.02)  # until the helper, which is not patched, has begun
+        real(*arguments)
+    runs._train_run = patient
     torch.set_num_threads(2)
     wanted = [Run("Convnet5", 100, Recipe(epochs=int(sys.argv[2]), batch_size=20), seed=s) for s in range(2)]
     run_all(wanted, *load("digits"), sys.argv[1], device="cpu", workers=2)
@@ -167,7 +174,8 @@ if __name__ == "__main__":
 def pair(tmp_path: Path, store: str, epochs: int) -> tuple[psutil.Popen, list[psutil.Process]]:
     """A caller with a helper, both at work, each on a run of its own."""
     (tmp_path / "script.py").write_text(PAIR)
-    caller = psutil.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / store), str(epochs)], stderr=subprocess.DEVNULL)
+    caller = psutil.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / store), str(epochs)], stderr=subprocess.DEVNULL,
+                          env={**os.environ, "TMPDIR": str(tmp_path)})
     while len(list(tmp_path.glob(f"{store}/*.partial"))) != 2:
         assert caller.poll() is None
         time.sleep(0.02)
@@ -179,20 +187,21 @@ def test_helpers_end_with_a_killed_caller(tmp_path: Path) -> None:
     caller.kill()
     caller.wait()
     assert helpers and not psutil.wait_procs(helpers, timeout=30)[1], "a helper outlives its caller"
+    assert not list(tmp_path.glob("noisy_student-*")), "what the helpers had mapped is left"
 
 
 def test_killed_helper_and_killed_caller_lose_nothing(tmp_path: Path) -> None:
     """The caller finishes what a killed helper left; called again, it finishes what was left when it was killed itself."""
-    whole, _ = pair(tmp_path, "whole", 40)
+    whole, _ = pair(tmp_path, "whole", 20)
     assert whole.wait() == 0
-    caller, helpers = pair(tmp_path, "helper", 40)
+    caller, helpers = pair(tmp_path, "helper", 20)
     helpers[0].kill()
     assert caller.wait() == 0
-    caller, helpers = pair(tmp_path, "caller", 40)
+    caller, helpers = pair(tmp_path, "caller", 20)
     caller.kill()
     caller.wait()
     psutil.wait_procs(helpers)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "caller"), "40"]
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "caller"), "20"]
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     bits = [{p.parent.name: p.read_bytes() for p in tmp_path.glob(f"{s}/*/model.safetensors")} for s in ("whole", "helper", "caller")]
     assert len(bits[0]) == 2 and bits[0] == bits[1] == bits[2]
