@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -58,8 +59,9 @@ class Run:
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
-        whole = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0, "seed": 0}
-        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100)} | {k: (v, 1e9) for k, v in whole.items()})
+        at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0, "seed": 0}
+        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100),
+                            **{name: (least, math.inf) for name, least in at_least.items()}})
         check_name("model", self.model, MODELS)
         check_name("pseudo-label kind", self.pseudo, PSEUDO)
         if (self.teacher is None) != (self.pseudo == "none"):
