@@ -127,9 +127,11 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
                         device: torch.device) -> tuple[Tensor, Tensor, dict[str, float | None]]:
     """(indices of the unlabelled images kept, targets for them, how right and how many they are); the teachers are finished."""
-    images = train_set.images[pool]
-    votes = [predict(store.model(teacher.key), images, flip=run.flip_average, precision=run.recipe.precision, device=device)
-             for teacher in run.teachers]
+    votes = []
+    for teacher in run.teachers:
+        model = store.model(teacher.key)
+        votes += [torch.cat([predict(model, train_set.images[part], flip=run.flip_average, precision=run.recipe.precision, device=device)
+                             for part in pool.split(5000)])]  # in parts: no second copy of all images
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
         raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")
