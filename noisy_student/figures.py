@@ -221,7 +221,8 @@ def generations(table: pd.DataFrame) -> Figure:
             generation, mean, half = _means(chain, "generation", column)
             axis.errorbar(generation, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
         names = rows.drop_duplicates("generation").sort_values("generation")
-        axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8)
+        axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8,
+                        rotation=0 if len(names) < 7 else 45)
         axis.set(ylabel=label, xlabel="generation and its model")
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))
         axis.grid(alpha=0.3)
