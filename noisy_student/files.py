@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,8 +27,9 @@ def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         for old in path.parent.glob(f".{path.name}.*.partial"):
-            if old == partial or time.time() - old.lstat().st_mtime > STALE_SECONDS:
-                old.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # its process was faster
+                if old == partial or time.time() - old.lstat().st_mtime > STALE_SECONDS:
+                    old.unlink()
         with partial.open("xb") as file:  # x: a link laid there by someone is not followed
             file.write(content)
         partial.replace(path)

@@ -51,7 +51,7 @@ def test_processes_may_write_the_same_tables(tmp_path: Path) -> None:
     script = ("import sys, pandas as pd; from pathlib import Path; from noisy_student.report import write_tables\n"
               "class Store:\n    def history(self, key): return pd.DataFrame({'key': [key], 'epoch': [1]})\n"
               "table = pd.DataFrame({'key': [str(i) for i in range(200)], 'x': 1.0})\n"
-              "for _ in range(20): write_tables(table, Store(), Path(sys.argv[1]))\n")
+              "for _ in range(60): write_tables(table, Store(), Path(sys.argv[1]))\n")
     writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
     assert [w.wait() for w in writers] == [0] * 3
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 200
