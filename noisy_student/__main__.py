@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     pictures = Path(args.figures or out)
     try:
         if args.replot:
-            table, history = (pd.read_csv(Path(args.replot) / name, keep_default_na=True) for name in ("runs.csv", "history.csv"))
+            table, history = (pd.read_csv(Path(args.replot) / name, dtype={"teacher": str}) for name in ("runs.csv", "history.csv"))
             table = table.fillna({"teacher": ""})
             print(*plot_tables(table, history, pictures), sep="\n")
             return 0
