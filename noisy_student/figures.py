@@ -80,8 +80,7 @@ def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[s
         for x, ours in zip(places, mean, strict=True):  # the higher of the two has its number above, the other below
             pair = sorted([(ours, "black"), *([(hollow[x], GREY)] if x in hollow else [])], reverse=True)
             for (value, ink), side in zip(pair, (1, -1), strict=False):
-                axis.annotate(f"{value:.1f}", (x, value), (0, 11 * side), color=ink, textcoords="offset points", va="center",
-                              ha="center", fontsize=8)
+                axis.annotate(f"{value:.1f}", (x, value), (6, 8 * side), color=ink, textcoords="offset points", va="center", fontsize=8)
     if any(original for *_, original in groups.values()):
         axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
     axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
