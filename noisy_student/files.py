@@ -17,7 +17,7 @@ from torch import Tensor
 STALE_SECONDS = 3600.0
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; its folder is made if need be.
 
     Raises OSError that says what was needed where it cannot be written. What a kill left of an earlier attempt is removed

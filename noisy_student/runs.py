@@ -227,7 +227,8 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
     abreast = max(Counter(run.generation for run in missing).values(), default=0)
     arguments = (train_set, test_set, splits, shares, store, device)
     try:
-        with helpers(min(workers, abreast) - 1, _finish, missing, records, *arguments, False) if abreast > 1 else nullcontext():
+        others = min(workers, abreast) - 1
+        with helpers(others, _finish, missing, records, *arguments, False) if others > 0 else nullcontext():
             _finish(missing, records, *arguments, progress)
     finally:
         torch.set_num_threads(threads)

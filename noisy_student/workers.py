@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .files import write_whole
+
 
 def default_workers(device: torch.device) -> int:
     """One a thread on a CPU, at most 4; one on a GPU. `make bench` measures what that is worth (rows "4 runs")."""
@@ -55,7 +57,7 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, Tensor) or value.nbytes < 2**20:
             return None
         path = self.folder / str(len(list(self.folder.iterdir())))
-        value.numpy().tofile(path)
+        write_whole(path, value.contiguous().view(-1).view(torch.uint8).numpy().data)
         return str(path), value.dtype, tuple(value.shape)
 
 
