@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from .data import Split, load
-from .experiments import FOUR, PROFILES, experiment_runs, override, profile, run_experiment
+from .experiments import EXPERIMENTS, FOUR, PROFILES, experiment_runs, override, profile, run_experiment
 from .report import plot_tables, save_figures, write_tables
 from .runs import prepare
-from .statistics import gains, summary, worth
+from .statistics import gains, part_gains, summary, worth
 from .store import Store
 from .training import device_title, pick_device
 from .workers import default_workers
@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=int, default=32, help="pixels a side of images from a folder (default: 32)")
     p.add_argument("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
     p.add_argument("--profile", default="auto", help=f"{', '.join(PROFILES)}; auto: full on a GPU, else quick (default: auto)")
-    p.add_argument("--experiments", default=",".join(FOUR), help="which, with commas between (default: %(default)s; also: road)")
+    p.add_argument("--experiments", default=",".join(FOUR), help="which, with commas between (default: %(default)s; "
+                   f"also: {', '.join(sorted(EXPERIMENTS.keys() - FOUR))})")
     p.add_argument("--seeds", help="with commas between, for example 0,1,2 (default: the profile's)")
     p.add_argument("--labels", type=int, help="number of labelled images (default: the profile's)")
     p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
@@ -96,8 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
             write_tables(pd.concat(tables), store, out)
         table = pd.concat(tables)
         for title, found in {"what Noisy Student gained, in points, with the 95% interval over seeds": gains(table),
-                             "how many labels the last students are worth": worth(table)}.items():
-            if len(found):  # neither is there without students and what they are compared with
+                             "how many labels the last students are worth": worth(table),
+                             "what a changed part of the student gains or costs, in points": part_gains(table)}.items():
+            if len(found):  # none is there without students and what they are compared with
                 print(f"\n{title}\n{found.to_string(index=False)}")
         paths = save_figures(table, store, train, test, pictures, device)
         print(f"\ntables: {out.resolve()}\n{len(paths)} figures: {pictures.resolve()}")

@@ -192,8 +192,27 @@ def road(settings: Settings, seed: int) -> list[Run]:
     return [Run(model, settings.labels, recipe, seed=seed) for model in (settings.chain[0], settings.chain[-1]) for recipe in recipes]
 
 
+def student_ablation(settings: Settings, seed: int) -> list[Run]:
+    """6. What each part of Noisy Student is worth: a student as large as its teacher, with one part changed at a time.
+
+    The paper's section 4 asks the same of the noise, of soft and hard labels, of balancing.
+    """
+    teacher = Run(settings.chain[-1], settings.labels, settings.supervised, seed=seed)
+    (ours,) = _descend(settings, teacher, [teacher.model], settings.kinds[0])
+    depth = 0.0 if ours.recipe.stochastic_depth else 0.2
+    noises: list[dict[str, Any]] = [{"n": 0}, {"dropout": 0.0}, {"n": 0, "dropout": 0.0},
+                                    {"n": 0, "dropout": 0.0, "flip": False, "crop": 0}, {"stochastic_depth": depth}]
+    options: dict[str, Any] = {
+        "pseudo": "hard" if ours.pseudo == "soft" else "soft", "threshold": 0.0 if ours.threshold else 0.8, "balance": not ours.balance,
+        "flip_average": not ours.flip_average, "ensemble": 1 if ours.ensemble > 1 else 3,
+        "repeat_labels": 1 if ours.repeat_labels > 1 else 3}
+    runs = [teacher, ours, *(replace(ours, recipe=ours.recipe.replace(**noise)) for noise in noises),
+            *(replace(ours, **{name: value}) for name, value in options.items())]
+    return list(dict.fromkeys(runs))  # once, where a change changes nothing
+
+
 FOUR = {"grid": grid, "baselines": baselines, "students": students, "generations": generations, "label_counts": label_counts}
-EXPERIMENTS = {**FOUR, "road": road}
+EXPERIMENTS = {**FOUR, "road": road, "student_ablation": student_ablation}
 
 
 def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str) -> list[Run]:

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from .files import write_whole
-from .statistics import Worth, mean_and_interval, worth, worth_text
+from .statistics import Worth, mean_and_interval, part_gains, worth, worth_text
 
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the kinds apart in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -186,6 +186,23 @@ def ablation(table: pd.DataFrame) -> Figure:
         "all noise": (rows[augmented & dropped], BLUE, "o", {}), "no RandAugment": (rows[~augmented & dropped], ORANGE, "s", {}),
         "no dropout": (rows[augmented & ~dropped], GREEN, "^", {}), "neither": (rows[~augmented & ~dropped], GREY, "D", {}),
     })
+
+
+def student_ablation(table: pd.DataFrame) -> Figure:
+    """What each changed part of the student gains or costs, in points."""
+    rows, found = _rows(table, "student_ablation"), part_gains(table)
+    title = f"A {rows.model.iloc[0]} taught by {rows.model.iloc[0]}, with one part changed\n{_subtitle(rows)}"
+    figure, (axis,) = _panels(1, title, 8, 0.35 * len(found) + 1.5)
+    half, places = found.interval.fillna(0), range(len(found), 0, -1)
+    axis.axvline(0, color=GREY, lw=1)
+    axis.errorbar(found.difference, places, xerr=half, fmt="o", color=BLUE, capsize=4 if half.any() else 0)
+    for x, y in zip(found.difference, places, strict=True):
+        axis.annotate(f"{x:+.1f}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    unchanged = rows[rows.pseudo != "none"].drop_duplicates("seed").accuracy.mean()
+    axis.set(yticks=places, yticklabels=found.changed, xlabel=f"test accuracy over the unchanged student's {unchanged:.1f}%, points")
+    axis.margins(x=0.1, y=0.1)
+    axis.grid(axis="x", alpha=0.3)
+    return figure
 
 
 def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:

@@ -36,6 +36,8 @@ def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> lis
         drawn["grid"] = figures.grid(table)
     if ((table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))).any():
         drawn["ablation"] = figures.ablation(table)
+    if "student_ablation" in present:
+        drawn["student_ablation"] = figures.student_ablation(table)
     if "students" in present:
         drawn["curves"] = figures.curves(history, table)
     if "generations" in present or "students" in present:

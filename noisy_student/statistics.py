@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .runs import STUDENT_OPTIONS
 from .training import Recipe
 
 
@@ -70,6 +71,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of seeds of each setting: what the notebook and the command line show."""
     by = ["experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout"]
     by += [f.name for f in fields(Recipe) if f.name not in by and table[f.name].nunique() > 1]
+    by += [name for name in STUDENT_OPTIONS if (table.groupby(by)[name].nunique() > 1).any()]  # means are of one setting
     score = "validation_accuracy" if table["accuracy"].isna().all() else "accuracy"
     aggregations = {score: (score, "mean"), "std": (score, "std"), "seeds": ("seed", "nunique")}
     if table["pseudo_accuracy"].notna().any():
@@ -108,3 +110,25 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
         rows.append({"model": last.model.iloc[0], "pseudo": kind, "generation": last.generation.iloc[0], "labels": last.labels.iloc[0],
                      "student": last.accuracy.mean(), "worth": found.labels, "low": found.low, "high": found.high})
     return pd.DataFrame(rows).round({"student": 2, "worth": 0, "low": 0, "high": 0})
+
+
+def part_gains(table: pd.DataFrame) -> pd.DataFrame:
+    """What each changed part gains or costs: accuracy minus that of the unchanged student of the same seed, in points.
+
+    table: rows of "student_ablation", each seed's unchanged student first; empty without them. The interval is Student's,
+    95%, over the seeds' paired differences.
+    """
+    students = table[(table.experiment == "student_ablation") & (table.pseudo != "none")]
+    if students.empty:
+        return pd.DataFrame()
+    names = ["pseudo", *(f.name for f in fields(Recipe)), *STUDENT_OPTIONS]
+    rows = []
+    for _, group in students.groupby("seed", sort=False):
+        ours = group.iloc[0]
+        for _, row in group.iloc[1:].iterrows():
+            changed = ", ".join(f"{name}={row[name]}" for name in names if row[name] != ours[name])
+            rows.append({"changed": changed, "accuracy": row.accuracy, "difference": row.accuracy - ours.accuracy, "kept": row.kept,
+                         "pseudo_accuracy": row.pseudo_accuracy})
+    by = pd.DataFrame(rows).groupby("changed", sort=False)
+    spread = by.difference.agg(interval=lambda values: mean_and_interval(values)[1], seeds="size")
+    return by.mean().join(spread).round(2).reset_index()

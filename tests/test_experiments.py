@@ -1,10 +1,10 @@
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import pairwise
 
 import pytest
 import torch
 
-from noisy_student import Images, Recipe, experiments
+from noisy_student import Images, Recipe, Run, experiments
 from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, override, profile, run_experiment
 from noisy_student.statistics import summary
 
@@ -65,6 +65,24 @@ def test_road_leads_from_the_original_to_ours() -> None:
     changed = [{f.name for f in fields(Recipe) if getattr(a.recipe, f.name) != getattr(b.recipe, f.name)}
                for a, b in pairwise(runs)]
     assert changed[0] == {"fault_eval"} and changed[1] == {"fault_equalize"} and changed[3] == {"flip", "crop"}
+
+
+def test_student_ablation_changes_one_part_at_a_time() -> None:
+    teacher, ours, *changed = EXPERIMENTS["student_ablation"](FULL, 0)
+    assert teacher in EXPERIMENTS["baselines"](FULL, 0) and (ours.model, ours.teacher, ours.pseudo) == ("Resnet9", teacher, "soft")
+
+    def values(run: Run) -> dict[str, object]:
+        return asdict(run) | asdict(run.recipe)
+
+    found = [{name: value for name, value in values(run).items() if value != values(ours)[name] and name != "recipe"} for run in changed]
+    assert found == [{"n": 0}, {"dropout": 0}, {"n": 0, "dropout": 0}, {"n": 0, "dropout": 0, "flip": False, "crop": 0},
+                     {"stochastic_depth": 0.2}, {"pseudo": "hard"}, {"threshold": 0.8}, {"balance": True}, {"flip_average": True},
+                     {"ensemble": 3}, {"repeat_labels": 3}]
+    other = override(FULL, {"threshold": 0.8, "ensemble": 3, "repeat_labels": 2, "kinds": ["hard"], "recipe.n": 0})
+    runs = EXPERIMENTS["student_ablation"](other, 0)
+    assert len(set(runs)) == len(runs) == 11, "without RandAugment there is none to leave out"
+    options = [(r.pseudo, r.threshold, r.ensemble, r.repeat_labels) for r in (runs[-6], runs[-2])]
+    assert options == [("soft", 0.8, 3, 2), ("hard", 0.8, 1, 2)]
 
 
 @pytest.mark.parametrize(("train", "name"), [
@@ -144,5 +162,6 @@ def test_labels_are_known_before_the_profile_fits_the_epochs() -> None:
 
 
 def test_experiments_are_named() -> None:
-    assert list(EXPERIMENTS) == [*FOUR, "road"] and list(FOUR) == ["grid", "baselines", "students", "generations", "label_counts"]
+    assert list(EXPERIMENTS) == [*FOUR, "road", "student_ablation"]
+    assert list(FOUR) == ["grid", "baselines", "students", "generations", "label_counts"]
     assert all(getattr(experiments, name) is function for name, function in EXPERIMENTS.items())

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from noisy_student import figures
+from noisy_student import Recipe, figures
 from noisy_student.augment import OPS, apply_op
+from noisy_student.runs import STUDENT_OPTIONS
 
 CHAIN = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
 
@@ -43,6 +45,17 @@ def made_table(seeds: int = 3, title: str = "CIFAR-10") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def made_ablation(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows as of "student_ablation", invented, for the seeds of a table."""
+    rows = []
+    for seed in table.seed.unique():
+        for accuracy, changed in ((60, {"pseudo": "none"}), (70, {}), (68.5, {"n": 0}), (71.25, {"pseudo": "hard"})):
+            row = {**asdict(Recipe()), **{name: 1 for name in STUDENT_OPTIONS}, "pseudo": "soft", "kept": 1.0, "pseudo_accuracy": 80.0}
+            rows.append({"experiment": "student_ablation", "model": "Resnet9", "seed": seed, "title": "CIFAR-10", "device": "2-core CPU",
+                         "accuracy": accuracy + seed, **row, **changed})
+    return pd.DataFrame(rows)
+
+
 def texts(figure: Figure) -> str:
     import matplotlib.text
 
@@ -64,7 +77,9 @@ def history(table: pd.DataFrame) -> pd.DataFrame:
 
 FROM_TABLE: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "result1": figures.result1, "result2": figures.result2, "grid": figures.grid, "ablation": figures.ablation,
-    "generations": figures.generations, "curves": lambda table: figures.curves(history(table), table),
+    "generations": figures.generations,
+    "student_ablation": lambda table: figures.student_ablation(made_ablation(table)),
+    "curves": lambda table: figures.curves(history(table), table),
 }
 
 
@@ -100,6 +115,12 @@ def test_grid_shows_every_cell_and_frames_the_best() -> None:
     assert [t.get_text() for t in figure.axes[0].texts] == ["59.0", "51.0", "63.0", "55.0"]
     (frame,) = figure.axes[0].patches
     assert (frame.get_x(), frame.get_y()) == (-0.5, 0.5)  # m = 2, n = 5
+
+
+def test_student_ablation_shows_differences() -> None:
+    figure = figures.student_ablation(made_ablation(made_table(1)))
+    assert [t.get_text() for t in figure.axes[0].texts] == ["-1.5", "+1.2"] and "unchanged student's 70.0%" in texts(figure)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["n=0", "pseudo=hard"]
 
 
 def test_original_figures_are_the_reports() -> None:

@@ -1,11 +1,13 @@
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from noisy_student.statistics import gains, labels_worth, mean_and_interval, worth
+from noisy_student import Run
+from noisy_student.statistics import gains, labels_worth, mean_and_interval, part_gains, summary, worth
 
 
 def test_mean_and_interval_is_students() -> None:
@@ -63,3 +65,29 @@ def test_worth_is_the_fewest_labels_that_reach_a_level_and_empty_without_student
     teacher = {"experiment": "students", "model": "Resnet9", "labels": 100, "pseudo": "none", "generation": 0, "accuracy": 60.0, "seed": 0,
                "key": "t"}
     assert worth(pd.concat([flat, pd.DataFrame([teacher])])).empty and worth(pd.DataFrame([teacher])).empty
+
+
+def test_part_gains_are_paired_by_seed() -> None:
+    """By hand: without RandAugment -2 and -4 points, mean -3; Student's t with 1 degree of freedom is 12.706."""
+    def row(seed: int, accuracy: float, **changed: object) -> dict[str, object]:
+        run = Run("Resnet9", 500, teacher=Run("Resnet9", 500, seed=seed), pseudo="soft", seed=seed)
+        return {"experiment": "student_ablation", **asdict(run), **asdict(run.recipe), "teacher": "Resnet9", "generation": 1,
+                "accuracy": accuracy, "kept": 1.0, "pseudo_accuracy": 50.0, **changed}
+
+    table = pd.DataFrame([row(0, 70, pseudo="none"), row(0, 80), row(0, 78, n=0, dropout=0.0), row(0, 81, pseudo="hard"),
+                          row(1, 60, pseudo="none"), row(1, 75), row(1, 71, n=0, dropout=0.0), row(1, 74, pseudo="hard")])
+    found = part_gains(table).set_index("changed")
+    assert list(found.index) == ["pseudo=hard", "n=0, dropout=0.0"] or list(found.index) == ["n=0, dropout=0.0", "pseudo=hard"]
+    assert found.difference["n=0, dropout=0.0"] == -3 and found.interval["n=0, dropout=0.0"] == pytest.approx(12.706, abs=0.01)
+    assert found.difference["pseudo=hard"] == 0 and found.accuracy["pseudo=hard"] == 77.5 and (found.seeds == 2).all()
+    assert part_gains(table[table.pseudo == "none"]).empty
+
+
+def test_summary_does_not_mix_options() -> None:
+    """Students that differ in an option alone have a row each; what never differs within a row's setting has no column."""
+    teacher = Run("Resnet9", 500)
+    runs = [teacher, *(Run("Resnet9", 500, teacher=teacher, pseudo="soft", threshold=t, repeat_labels=2) for t in (0.0, 0.8))]
+    table = pd.DataFrame([{"experiment": "x", **asdict(run), **asdict(run.recipe), "teacher": "", "generation": run.generation,
+                           "accuracy": 70.0 + i, "pseudo_accuracy": math.nan, "kept": math.nan} for i, run in enumerate(runs)])
+    found = summary(table)
+    assert found.accuracy.tolist() == [70, 71, 72] and found.threshold.tolist() == [0, 0, 0.8] and "repeat_labels" not in found
