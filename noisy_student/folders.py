@@ -139,20 +139,20 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     if odd := sorted({n.split("/")[0] for n in files if "/" in n} - {*PARTS, "__MACOSX"}):
         tqdm.write(f"{path}: not used: {', '.join(f'{o}/' for o in odd)} (the parts are {', '.join(f'{p}/' for p in PARTS)}).")
     classes = _classes(path, names)
+    images = np.empty((len(names), 3, size, size), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoding = pool.map(lambda n: _decode_one(files[n], size), names)
-        decoded = list(tqdm(decoding, f"decoding {name}", len(names), unit="image", leave=False))
-    bad = [f"{n} ({why})" for n, why in zip(names, decoded, strict=True) if isinstance(why, str)]
+        decoding = pool.map(lambda n, image: _decode_into(image, files[n], size), names, images)
+        faults = list(tqdm(decoding, f"decoding {name}", len(names), unit="image", leave=False))
+    bad = [f"{n} ({why})" for n, why in zip(names, faults, strict=True) if why]
     if bad and not skip_unreadable:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise OSError(f"{path} holds an image that cannot be read: {bad[0]}{more}; mend it, or pass skip_unreadable=True.")
     parts = {}
     for part in PARTS:
-        kept = [(n, p) for n, p in zip(names, decoded, strict=True) if n.startswith(f"{part}/") and isinstance(p, np.ndarray)]
+        kept = [i for i, n in enumerate(names) if n.startswith(f"{part}/") and not faults[i]]
         if kept:
-            images = torch.from_numpy(np.stack([p for _, p in kept])).permute(0, 3, 1, 2).contiguous()
-            labels = [-1 if part == "unlabeled" else classes.index(n.split("/")[1]) for n, _ in kept]
-            parts[part] = Images(images, torch.tensor(labels), classes, name)
+            labels = [-1 if part == "unlabeled" else classes.index(names[i].split("/")[1]) for i in kept]
+            parts[part] = Images(torch.from_numpy(images[kept]), torch.tensor(labels), classes, name)
     if len(parts.get("train", Images(torch.empty(0), torch.empty(0), (), "")).labels.unique()) < len(classes):
         raise ValueError(f"{path} has a class without a readable training image: {FOLDER_HINT}.")
     return parts
@@ -176,19 +176,21 @@ def _classes(path: Path, names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(found["train"]))
 
 
-def _decode_one(source: Path | bytes, size: int) -> np.ndarray | str:
-    """One picture as size x size x 3 uint8, or in a few words why it cannot be read."""
+def _decode_into(image: np.ndarray, source: Path | bytes, size: int) -> str | None:
+    """Write one picture into ``image``, uint8, 3 x size x size; returns in a few words why it cannot be read."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
-            image.draft("RGB", (size, size))  # JPEG: decode at a fraction of a large picture's size
-            upright = ImageOps.exif_transpose(image)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                return f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS:,}"
+            picture.draft("RGB", (size, size))  # JPEG: decode at a fraction of a large picture's size
+            upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to its darkest 256 values
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             elif upright.mode in ("I", "F"):
                 return f"its {upright.mode} pixels of 32 bits have no fixed range"
             rgb = upright.convert("RGBA" if "transparency" in upright.info else "RGB").convert("RGB")
-            return np.asarray(rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR))
+            rgb = rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR)
+            image[:] = np.asarray(rgb).transpose(2, 0, 1)
+            return None
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         return " ".join(str(error).split()) or type(error).__name__

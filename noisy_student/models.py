@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from .data import check_name
 
@@ -29,8 +28,11 @@ class Residual(nn.Module):
 
     def __init__(self, shortcut: nn.Module, branch: nn.Module, drop: float) -> None:
         super().__init__()
-        self.shortcut, self.branch = shortcut, branch
-        self.depth = StochasticDepth(drop, mode="row") if drop else nn.Identity()
+        self.shortcut, self.branch, self.depth = shortcut, branch, nn.Identity()
+        if drop:
+            from torchvision.ops import StochasticDepth  # here: it takes 1.7 s to import
+
+            self.depth = StochasticDepth(drop, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu_(self.shortcut(x) + self.depth(self.branch(x)))

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -168,7 +168,7 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
             store.save_checkpoint(run, state, history, made_with)
             last = time.monotonic()
 
-    history = train(model, train_set.images[chosen], targets, run.recipe, seed=seed, device=device, title=str(run),
+    history = train(model, train_set.images, targets, run.recipe, chosen=chosen, seed=seed, device=device, title=str(run),
                     progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint)
     speed = run.recipe.epochs * len(chosen) / sum(row["seconds"] for row in history)
     scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
@@ -184,7 +184,7 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
 
 
 def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision"),
             "numpy": np.__version__, "device": str(device), "threads": torch.get_num_threads(),
             "precision": "bf16" if uses_bf16(run.recipe.precision, device) else "fp32", "git": GIT_REVISION}
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from .runs import STUDENT_OPTIONS
 from .training import Recipe
@@ -18,7 +18,7 @@ from .training import Recipe
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half width of Student's 95% interval; the half width of a single value is NaN."""
     found = pd.Series(list(values), dtype=float).dropna()
-    return float(found.mean()), float(stats.t.ppf(0.975, len(found) - 1) * found.sem())
+    return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.sem())
 
 
 class Worth(NamedTuple):

@@ -147,29 +147,32 @@ def normalise(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last).float().sub_(127.5).div_(64)
 
 
-def batches(images: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: Tensor, chosen: Tensor, targets: Tensor, recipe: Recipe,
+            generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled batches with input noise; what does not fill the last batch is left out of this epoch.
 
-    Several batches are augmented at once: the cost of an op's launch is shared by CHUNK images.
+    chosen: int64, the places in ``images`` of the images to train on; targets: one for each of them. Several batches are
+    augmented at once: the cost of an op's launch is shared by CHUNK images.
     """
     chunk = CHUNK.get(images.device.type, CHUNK["other"])
     augment = RandAugment(recipe.n, recipe.m, inert=("Equalize",) if recipe.fault_equalize else ())
-    size = min(recipe.batch_size, len(images))
-    order = torch.randperm(len(images), generator=generator)[: len(images) // size * size].to(images.device)
-    for chosen in order.split(max(1, chunk // size) * size):
-        noisy = augment(flip_crop(images.index_select(0, chosen), recipe.flip, recipe.crop, generator), generator)
-        yield from zip(noisy.split(size), targets.index_select(0, chosen).split(size), strict=True)
+    size = min(recipe.batch_size, len(chosen))
+    order = torch.randperm(len(chosen), generator=generator)[: len(chosen) // size * size].to(images.device)
+    for part in order.split(max(1, chunk // size) * size):
+        noisy = augment(flip_crop(images.index_select(0, chosen[part]), recipe.flip, recipe.crop, generator), generator)
+        yield from zip(noisy.split(size), targets.index_select(0, part).split(size), strict=True)
 
 
-def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, seed: int = 0,
+def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, chosen: Tensor | None = None, seed: int = 0,
           device: str | torch.device | None = None, title: str = "training", progress: bool = True,
           resume: tuple[State, History] | None = None,
           checkpoint: Callable[[State, History], None] | None = None) -> History:
     """Train ``model`` in place by SGD with Nesterov momentum; returns one dict an epoch: epoch, loss, accuracy, lr, seconds.
 
-    images: uint8, N x 3 x H x W. targets: class indices (N) or probabilities (N x classes). ``seed`` decides order
-    and noise; torch's global random state is left as it was. After each epoch ``checkpoint`` is called with all that
-    ``resume`` needs to go on from there to the same weights (on a CPU to the bit).
+    images: uint8, N x 3 x H x W. chosen: int64, the places of those to train on; by default all. (A copy of them in place of
+    ``chosen`` would take up to as much memory again.) targets: class indices or probabilities (x classes), one for each of
+    these. ``seed`` decides order and noise; torch's global random state is left as it was. After each epoch ``checkpoint`` is
+    called with all that ``resume`` needs to go on from there to the same weights (on a CPU to the bit).
     Raises FloatingPointError when the loss is no longer finite.
     """
     check_images(images)
@@ -179,11 +182,12 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
     classes = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
     targets = probabilities(targets.cpu(), classes).to(device)
+    chosen = (torch.arange(len(images)) if chosen is None else chosen).to(device)
     images, history = images.to(device), []
     if resume is not None:
         _restore(model, optimizer, average, resume[0])
         history = list(resume[1])
-    step, steps = make_step(model, optimizer, recipe), max(1, len(images) // recipe.batch_size)
+    step, steps = make_step(model, optimizer, recipe), max(1, len(chosen) // recipe.batch_size)
     bar = tqdm(range(len(history), recipe.epochs), title, recipe.epochs, initial=len(history), leave=False,
                disable=not progress, unit="epoch")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -192,7 +196,7 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # own seed an epoch: nothing to save
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
             start, seen, total, correct = time.perf_counter(), 0, torch.zeros((), device=device), torch.zeros((), device=device)
-            for i, (x, y) in enumerate(batches(images, targets, recipe, generator)):
+            for i, (x, y) in enumerate(batches(images, chosen, targets, recipe, generator)):
                 lr = recipe.lr_at((epoch + i / steps) / recipe.epochs)
                 loss, right = step(normalise(x), y, lr)
                 if average is not None:

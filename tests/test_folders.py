@@ -84,7 +84,7 @@ def test_without_test_folder_a_fifth_is_held_out(folder: Path, tmp_path: Path) -
 def test_cached_and_decoded_again_when_it_changed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(folder, tmp_path / "root")
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "_decode_one", lambda *a: pytest.fail("decoded again"))
+        patch.setattr(folders, "_decode_into", lambda *a: pytest.fail("decoded again"))
         assert load(folder, tmp_path / "root")[0].fingerprint == first[0].fingerprint
     picture(9).save(folder / "train" / "cat" / "0.png")
     assert load(folder, tmp_path / "root")[0].fingerprint != first[0].fingerprint

@@ -38,6 +38,13 @@ def test_soft_targets_equal_hard_ones_when_one_hot(tiny: Pair) -> None:
     assert same(trained(images, labels, FAST), trained(images, F.one_hot(labels, 2).float(), FAST))
 
 
+def test_chosen_images_are_those_trained_on(tiny: Pair) -> None:
+    """As a copy of them is, an image that is chosen twice included; the others' targets are not needed."""
+    images, labels = tiny[0].images, tiny[0].labels
+    chosen = torch.cat([torch.arange(30), torch.arange(30), torch.tensor([45, 33])])
+    assert same(trained(images, labels[chosen], FAST, chosen=chosen), trained(images[chosen], labels[chosen], FAST))
+
+
 def test_first_step_is_plain_sgd(tiny: Pair) -> None:
     """One step without noise, momentum or decay, by hand."""
     images, labels = tiny[0].images[:20], tiny[0].labels[:20]
