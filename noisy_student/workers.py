@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .files import write_whole
 
@@ -70,6 +71,7 @@ class _Unpickler(pickle.Unpickler):
 def _help(content: bytes, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who ends the helpers
     threading.Thread(target=_end_with_the_caller, args=(folder,), daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its usual lock is a semaphore, which Python would report as leaked when the helper is ended
     task, arguments = _Unpickler(io.BytesIO(content)).load()
     try:
         task(*arguments)
