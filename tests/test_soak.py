@@ -1,4 +1,4 @@
-"""Faults for real, by the hundred: `make soak`, about 20 minutes. docs/reliability.md says what each test proves."""
+"""Faults for real, by the hundred: `make soak`, about 17 minutes. docs/reliability.md says what each test proves."""
 
 import itertools
 import json
