@@ -40,7 +40,7 @@ def test_table_and_store(tiny: Pair, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / table.key[0]).iterdir()) == ["SHA256SUMS", "history.csv", "model.safetensors", "run.json"]
     record = Store(tmp_path).record(table.key[0])
     made = record["made_with"]
-    expected = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+    expected = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__.split("+")[0],
                 "numpy": np.__version__, "device": "cpu", "threads": torch.get_num_threads(), "precision": "fp32"}
     assert {name: made[name] for name in expected} == expected and set(made) == {*expected, "git", "finished"}
     assert record["run"]["data"] == data_key(*tiny) == table["data"][0]
@@ -95,7 +95,7 @@ def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch:
     even = Images(tiny[0].images // 2 * 2, tiny[0].labels, tiny[0].classes, "tiny")
     odd = Images(tiny[1].images // 2 * 2 + 1, tiny[1].labels, tiny[1].classes, "tiny")
     seen, real = [], runs.train
-    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append((x, t)), real(m, x, t, *a, **k))[1])
+    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append((x[k["chosen"]], t)), real(m, x, t, *a, **k))[1])
     go([STUDENT, replace(TEACHER, holdout=0.2)], (even, odd), tmp_path)
     assert all((x % 2 == 0).all() for x, _ in seen)
     assert [len(x) for x, _ in seen] == [20, 60, 16]
@@ -105,7 +105,7 @@ def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch:
 
 def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, real = [], runs.train
-    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append(x), real(m, x, t, *a, **k))[1])
+    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append(x[k["chosen"]]), real(m, x, t, *a, **k))[1])
     go([replace(STUDENT, repeat_labels=3)], tiny, tmp_path)
     assert [len(x) for x in seen] == [20, 3 * 20 + 40] and torch.equal(seen[1][:20], seen[1][40:60])
 
