@@ -40,9 +40,10 @@ def test_table_and_store(tiny: Pair, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / table.key[0]).iterdir()) == ["SHA256SUMS", "history.csv", "model.safetensors", "run.json"]
     record = Store(tmp_path).record(table.key[0])
     made = record["made_with"]
-    expected = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__.split("+")[0],
+    expected = {"python": platform.python_version(), "torch": torch.__version__,
                 "numpy": np.__version__, "device": "cpu", "threads": torch.get_num_threads(), "precision": "fp32"}
-    assert {name: made[name] for name in expected} == expected and set(made) == {*expected, "git", "finished"}
+    assert {name: made[name] for name in expected} == expected and set(made) == {*expected, "torchvision", "git", "finished"}
+    assert torchvision.__version__.split("+")[0] == made["torchvision"].split("+")[0]
     assert record["run"]["data"] == data_key(*tiny) == table["data"][0]
     assert sum(map(sum, record["result"]["confusion"])) == len(tiny[1])
     assert list(Store(tmp_path).history(table.key[0]).epoch) == [1, 2]
@@ -95,12 +96,12 @@ def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch:
     even = Images(tiny[0].images // 2 * 2, tiny[0].labels, tiny[0].classes, "tiny")
     odd = Images(tiny[1].images // 2 * 2 + 1, tiny[1].labels, tiny[1].classes, "tiny")
     seen, real = [], runs.train
-    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append((x[k["chosen"]], t)), real(m, x, t, *a, **k))[1])
+    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append((x, k["chosen"], t)), real(m, x, t, *a, **k))[1])
     go([STUDENT, replace(TEACHER, holdout=0.2)], (even, odd), tmp_path)
-    assert all((x % 2 == 0).all() for x, _ in seen)
-    assert [len(x) for x, _ in seen] == [20, 60, 16]
+    assert all((x % 2 == 0).all() for x, _, _ in seen)
+    assert [len(chosen) for _, chosen, _ in seen] == [20, 60, 16]
     labelled = split(even, 20, 0).labeled
-    assert torch.equal(seen[1][1][:20].argmax(1), even.labels[labelled])
+    assert torch.equal(seen[1][2][:20].argmax(1), even.labels[labelled]) and torch.equal(seen[1][1][:20], labelled)
 
 
 def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
