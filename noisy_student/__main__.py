@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", help="with commas between, for example 0,1,2 (default: the profile's)")
     p.add_argument("--labels", type=int, help="number of labelled images (default: the profile's)")
     p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyper-parameter: recipe.epochs=50")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                   help="change a hyper-parameter: recipe.epochs=50, chain=Convnet5,Resnet9")
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     p.add_argument("--workers", type=int, help="runs to train at once (default: one a thread on a CPU, at most 4; one on a GPU)")
     p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
@@ -51,22 +52,29 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _changes(args: argparse.Namespace) -> dict[str, object]:
-    changes: dict[str, object] = {}
+def _value(text: str) -> object:
+    """A number, a word, or several with commas between, with or without the brackets and quotes of Python, which a shell removes."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        words = [word.strip() for word in text.strip("[]").split(",")]
+        return words if len(words) > 1 or text.startswith("[") else text
+
+
+def changes(args: argparse.Namespace) -> dict[str, object]:
+    """The hyper-parameters that the arguments change, for :func:`override`. Raises ValueError for what cannot be read."""
+    found: dict[str, object] = {}
     for text in args.set:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text!r} is not NAME=VALUE, as in --set recipe.epochs=50.")
-        try:
-            changes[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            changes[name.strip()] = value
+        found[name.strip()] = _value(value)
     if args.seeds:
         try:
-            changes["seeds"] = tuple(int(s) for s in args.seeds.split(","))
+            found["seeds"] = tuple(int(s) for s in args.seeds.split(","))
         except ValueError:
             raise ValueError(f"--seeds {args.seeds!r} are not whole numbers with commas between, as in 0,1,2.") from None
-    return changes
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         device, store = pick_device(args.device), Store(args.store)
         workers = default_workers(device) if args.workers is None else args.workers
         train, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
-        settings = override(profile(args.profile, train, device, args.labels), _changes(args))
+        settings = override(profile(args.profile, train, device, args.labels), changes(args))
         saved = Split.load(args.split, train) if args.split else None
         names = list(dict.fromkeys(name.strip() for name in args.experiments.split(",")))
         prepare([run for name in names for run in experiment_runs(name, settings)], train, test, saved)  # what cannot be fails now

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from .data import NAMED, Images, Split, check_name
+from .models import MODELS
 from .runs import STUDENT_OPTIONS, Run, run_all
 from .store import Store
 from .training import Recipe, pick_device
@@ -127,6 +128,8 @@ def _of_kind(kind: str, name: str, value: Any) -> Any:
         raise ValueError(f"{name}={value!r} is not of the right kind: {'a list of ' if one != kind else ''}{one} is wanted.")
     if name != "chain" and len(set(values)) < len(values):
         raise ValueError(f"{name}={list(values)!r} names a value twice: give each once.")
+    for model in values if name in ("chain", "ablation_models", "grid_models") else ():
+        check_name("model", model, MODELS)
     return values if one != kind else value
 
 

@@ -11,7 +11,7 @@ from noisy_student.__main__ import main
 from noisy_student.experiments import EXPERIMENTS, FOUR
 
 TINY = ["--seeds", "0", "--device", "cpu", "--workers", "1", "--set", "recipe.epochs=1", "--set", "recipe.n=1",
-        "--set", "chain=['Convnet5','Convnet6']", "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=[2,5]",
+        "--set", "chain=Convnet5,Convnet6", "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=2,5",
         "--set", "label_counts=[100,200]"]
 
 
@@ -74,6 +74,7 @@ def test_one_experiment_on_a_folder(folder: Path, tmp_path: Path) -> None:
     (["--labels", "5000"], "5,000 labelled images wanted, but 8x8 digits has 1,300"),
     (["--device", "tpu"], "device 'tpu' cannot be used here"),
     (["--set", "chain=['Resnet8','Resnet9']"], "unknown model 'Resnet8'; did you mean Resnet"),
+    (["--set", "ablation_models=[Resnet9,Convnet4]"], "unknown model 'Convnet4'; did you mean Convnet"),  # a shell took its quotes
     (["--split", "absent.npz"], "absent.npz does not exist: make the split"),
 ])
 def test_bad_input_is_one_sentence_and_leaves_nothing(arguments: list[str], message: str, tmp_path: Path,

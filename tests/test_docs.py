@@ -1,5 +1,15 @@
 import re
+import shlex
+import subprocess
 from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from noisy_student import Images
+from noisy_student.__main__ import changes, parser
+from noisy_student.experiments import experiment_runs, override, profile
 
 ROOT = Path(__file__).parent.parent
 
@@ -8,3 +18,25 @@ def test_every_test_named_in_reliability_exists() -> None:
     there = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}
     named = set(re.findall(r"\b(test_\w+)\b(?!\.py)", (ROOT / "docs" / "reliability.md").read_text()))
     assert len(named) > 40 and not named - there
+
+
+COMMANDS = re.findall(r"^    (make results (?:[^\\\n]|\\\n)*)", (ROOT / "README.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_beside_a_table_makes_its_rows(command: str) -> None:
+    assert command in (ROOT / "README.ko.md").read_text()
+    dry = command.replace("make results", "make --dry-run --assume-old .venv/installed results")
+    printed = subprocess.run(["sh", "-c", dry], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = shlex.split(printed.strip())
+    args = parser().parse_args(words[words.index("noisy_student") + 1 :])
+    rows = pd.read_csv(ROOT / args.out / "runs.csv")
+    labels = torch.arange(50_000) % 10
+    train = Images(torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), labels, tuple("abcdefghij"), "cifar10-jpeg")
+    settings = override(profile(args.profile, train, "cpu", args.labels), changes(args))
+    runs = [(name, run) for name in args.experiments.split(",") for run in experiment_runs(name, settings)]
+    assert [(name, run.bind(rows.data[0], "").key) for name, run in runs] == list(zip(rows.experiment, rows.key, strict=True))
+
+
+def test_commands_were_found() -> None:
+    assert len(COMMANDS) >= 6
