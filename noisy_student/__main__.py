@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--experiments", default=",".join(FOUR), help="which, with commas between (default: %(default)s; "
                    f"also: {', '.join(sorted(EXPERIMENTS.keys() - FOUR))})")
     p.add_argument("--seeds", help="with commas between, for example 0,1,2 (default: the profile's)")
-    p.add_argument("--labels", type=int, help="number of labelled images (default: the profile's)")
+    p.add_argument("--labels", type=int, help="number of labelled images (default: the saved split's, or the profile's)")
     p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                    help="change a hyper-parameter: recipe.epochs=50, chain=Convnet5,Resnet9")
@@ -91,8 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
         device, store = pick_device(args.device), Store(args.store)
         workers = default_workers(device) if args.workers is None else args.workers
         train, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
-        settings = override(profile(args.profile, train, device, args.labels), changes(args))
         saved = Split.load(args.split, train) if args.split else None
+        labels = len(saved.labeled) if saved and args.labels is None else args.labels
+        settings = override(profile(args.profile, train, device, labels), changes(args))
         names = list(dict.fromkeys(name.strip() for name in args.experiments.split(",")))
         prepare([run for name in names for run in experiment_runs(name, settings)], train, test, saved)  # what cannot be fails now
         print(f"{train}; {len(test):,} test images; {device_title(device)}; seeds {', '.join(map(str, settings.seeds))}")

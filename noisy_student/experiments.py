@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ import pandas as pd
 import torch
 
 from .data import NAMED, Images, Split, check_name
-from .models import MODELS
+from .models import MODELS, plain_block
 from .runs import STUDENT_OPTIONS, Run, run_all
 from .store import Store
-from .training import Recipe, pick_device
+from .training import Recipe, check_fields, pick_device
 
 PROFILES = ("auto", "quick", "long", "full")
 
@@ -43,6 +44,10 @@ class Settings:
     grid_seeds: int = 1  # the grid takes the first so many seeds
     label_counts: tuple[int, ...] = (5000, 6000, 7000, 8000, 9000, 10000, 20000, 30000, 40000, 50000)
     label_recipe_steps: float = 4.0  # at most so many times the optimizer steps of the supervised run, see label_counts()
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"labels": (2, math.inf), "generations": (0, math.inf), "grid_seeds": (1, math.inf),
+                            "label_recipe_steps": (1, math.inf)})
 
 
 _SHORT = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise
@@ -109,8 +114,6 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         if dot and head in ("recipe", "supervised", "student"):
             targets = ("supervised", "student") if head == "recipe" else (head,)
             settings = replace(settings, **{t: getattr(settings, t).replace(**{tail: value}) for t in targets})
-        elif name == "grid_seeds" and value == 0:
-            raise ValueError("grid_seeds=0 leaves nothing to run: leave the experiment 'grid' out instead.")
         elif name in kinds:
             settings = replace(settings, **{name: _of_kind(kinds[name], name, value)})
         else:
@@ -188,10 +191,10 @@ def road(settings: Settings, seed: int) -> list[Run]:
     recipe = Recipe.original(faults=True).replace(epochs=ours.epochs, precision=ours.precision)
     steps = [(), ("fault_eval",), ("fault_equalize",), ("lr", "schedule", "batch_size", "momentum", "weight_decay"), ("flip", "crop"),
              ("n", "m"), tuple(f.name for f in fields(Recipe))]
-    recipes: dict[Recipe, None] = {}
+    recipes = []
     for names in steps:
         recipe = recipe.replace(**{name: getattr(ours, name) for name in names})
-        recipes[recipe] = None  # once, where a step changes nothing
+        recipes.append(recipe)
     return [Run(model, settings.labels, recipe, seed=seed) for model in (settings.chain[0], settings.chain[-1]) for recipe in recipes]
 
 
@@ -202,16 +205,16 @@ def student_ablation(settings: Settings, seed: int) -> list[Run]:
     """
     teacher = Run(settings.chain[-1], settings.labels, settings.supervised, seed=seed)
     (ours,) = _descend(settings, teacher, [teacher.model], settings.kinds[0])
-    depth = 0.0 if ours.recipe.stochastic_depth else 0.2
     noises: list[dict[str, Any]] = [{"n": 0}, {"dropout": 0.0}, {"n": 0, "dropout": 0.0},
-                                    {"n": 0, "dropout": 0.0, "flip": False, "crop": 0}, {"stochastic_depth": depth}]
+                                    {"n": 0, "dropout": 0.0, "flip": False, "crop": 0}]
+    if MODELS[teacher.model][1] is not plain_block:  # which has no branch to skip
+        noises.append({"stochastic_depth": 0.0 if ours.recipe.stochastic_depth else 0.2})
     options: dict[str, Any] = {
         "pseudo": "hard" if ours.pseudo == "soft" else "soft", "threshold": 0.0 if ours.threshold else 0.8, "balance": not ours.balance,
         "flip_average": not ours.flip_average, "ensemble": 1 if ours.ensemble > 1 else 3,
         "repeat_labels": 1 if ours.repeat_labels > 1 else 3}
-    runs = [teacher, ours, *(replace(ours, recipe=ours.recipe.replace(**noise)) for noise in noises),
+    return [teacher, ours, *(replace(ours, recipe=ours.recipe.replace(**noise)) for noise in noises),
             *(replace(ours, **{name: value}) for name, value in options.items())]
-    return list(dict.fromkeys(runs))  # once, where a change changes nothing
 
 
 FOUR = {"grid": grid, "baselines": baselines, "students": students, "generations": generations, "label_counts": label_counts}
@@ -230,9 +233,9 @@ def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str)
 
 
 def experiment_runs(name: str, settings: Settings) -> list[Run]:
-    """The Runs of an experiment for all seeds. Raises ValueError for an unknown name, model or value."""
+    """The Runs of an experiment for all seeds, each once. Raises ValueError for an unknown name, model or value."""
     check_name("experiment", name, EXPERIMENTS)
-    return [run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)]
+    return list(dict.fromkeys(run for seed in settings.seeds for run in EXPERIMENTS[name](settings, seed)))
 
 
 def run_experiment(name: str, settings: Settings, train: Images, test: Images, store: Store | str | Path = "runs", *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from .files import write_whole
-from .statistics import Worth, mean_and_interval, part_gains, worth, worth_text
+from .statistics import mean_and_interval, part_gains, worth, worth_text
 
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the kinds apart in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -49,10 +50,10 @@ def _subtitle(rows: pd.DataFrame, interval: bool = True) -> str:
     return f"{' and '.join(rows.title.unique())}, {spread}, {' and '.join(rows.device.unique())}"
 
 
-def _panels(count: int, title: str, width: float = 4.5, height: float = 4.2, **options: Any) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, title: str, width: float = 4.5, height: float = 4.2) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(max(6.5, width * count), height), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(1, count, squeeze=False, **options)[0]
+    axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
@@ -143,7 +144,7 @@ def result2(table: pd.DataFrame) -> Figure:
         axis.plot(*zip(*ORIGINAL_BY_LABELS.items(), strict=True), "o--", mfc="none", color=GREY, lw=1, label="original, supervised")
     for found in worth(table).to_dict("records"):
         label, colour, marker = KINDS[found["pseudo"]]
-        text = worth_text(Worth(found["worth"], found["low"], found["high"]), rows)
+        text = worth_text(found["worth"], found["low"], found["high"], rows)
         axis.axhline(found["student"], color=colour, ls="--" if found["pseudo"] == "hard" else "-",
                      label=f"{label}, generation {found['generation']}, {found['student']:.1f}%: worth {text} labels")
         if math.isfinite(found["worth"]):
@@ -210,16 +211,17 @@ def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
     rows = _rows(table, "students")
     kind = "soft" if "soft" in set(rows.pseudo) else "hard"
     rows = rows[rows.pseudo.isin([kind, "none"])]
-    joined = history.merge(rows[["key", "model", "pseudo"]].drop_duplicates("key"), on="key", suffixes=("", "_run"))
+    joined = history.merge(rows[["key", "generation"]].drop_duplicates("key"), on="key")
     figure, axes = _panels(2, f"Training on noisy images, {kind} students\n{_subtitle(rows, interval=False)}")
+    chain = rows[["generation", "model"]].drop_duplicates()
+    styles = [(GREY, "-"), (GREEN, "--"), (ORANGE, "-."), (BLUE, ":"), (RED, "-")]
     for axis, column, label in zip(axes, ("loss", "accuracy"), ("loss", "training accuracy, %"), strict=True):
-        styles = [(GREY, "-"), (GREEN, "--"), (ORANGE, "-."), (BLUE, ":"), (RED, "-")]
-        for model, (colour, style) in zip(rows.model.unique(), styles, strict=False):
-            mean = joined[joined.model == model].groupby("epoch")[column].mean()
-            axis.plot(mean.index, mean, style, color=colour, lw=2, label=model)
+        for (generation, model), (colour, style) in zip(chain.itertuples(index=False), cycle(styles), strict=False):
+            mean = joined[joined.generation == generation].groupby("epoch")[column].mean()
+            axis.plot(mean.index, mean, style, color=colour, lw=2, label=f"{generation}: {model}")
         axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=9)
+    axes[0].legend(frameon=False, fontsize=9, title="generation: model", title_fontsize=9)
     return figure
 
 
@@ -229,7 +231,7 @@ def generations(table: pd.DataFrame) -> Figure:
     if rows.empty:
         raise ValueError("the table has no rows of the experiments 'students' and 'generations': run one first.")
     rows = rows.drop_duplicates("key")
-    figure, axes = _panels(2, f"Along the generations\n{_subtitle(rows)}", sharey=False)
+    figure, axes = _panels(2, f"Along the generations\n{_subtitle(rows)}")
     for axis, column, label in zip(axes, ("accuracy", "pseudo_accuracy"), ("test accuracy, %", "pseudo-label accuracy, %"), strict=True):
         for kind in [k for k in ("hard", "soft") if k in set(rows.pseudo)] or ["none"]:
             name, colour, marker = KINDS[kind]

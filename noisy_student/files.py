@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,13 +24,13 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     after an hour: until then it may be another process's, at work.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # not the process's number: two containers may have the same
     try:
         for old in path.parent.glob(f".{path.name}.*.partial"):
             with suppress(FileNotFoundError):  # its process was faster
-                if old == partial or time.time() - old.lstat().st_mtime > STALE_SECONDS:
+                if time.time() - old.lstat().st_mtime > STALE_SECONDS:
                     old.unlink()
-        with partial.open("xb") as file:  # x: a link laid there by someone is not followed
+        with partial.open("xb") as file:
             file.write(content)
         partial.replace(path)
     except OSError as error:

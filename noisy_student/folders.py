@@ -51,9 +51,10 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
         classes = tuple(json.loads(facts["classes"]))
         parts = {p: Images(tensors[f"{p}.images"], tensors[f"{p}.labels"], classes, name) for p in PARTS if f"{p}.images" in tensors}
     else:
-        parts = _decode(path, name, files, size, skip_unreadable)
+        parts, whole = _decode(path, name, files, size, skip_unreadable)
         tensors = {f"{p}.{kind}": getattr(part, kind) for p, part in parts.items() for kind in ("images", "labels")}
-        save_tensors(cache, tensors, {"classes": json.dumps(parts["train"].classes)})
+        if whole:  # what could not be read may be mended
+            save_tensors(cache, tensors, {"classes": json.dumps(parts["train"].classes)})
     train = parts["train"]
     train, test = (train, parts["test"]) if "test" in parts else hold_out(train, test_fraction)
     if "unlabeled" in parts:
@@ -128,8 +129,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                     raise tarfile.ReadError("data after its end")
 
 
-def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: bool) -> dict[str, Images]:
-    """Check the layout, then decode every picture, in parallel, with a progress bar."""
+def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: bool) -> tuple[dict[str, Images], bool]:
+    """Check the layout, then decode every picture, in parallel, with a progress bar: (the parts, whether all could be read)."""
     tops = {n.split("/")[0] for n in files}
     if "train" not in tops and len(tops) == 1:  # the layout may lie one folder down, as archives often have it
         files = {n.partition("/")[2]: v for n, v in files.items()}
@@ -144,18 +145,20 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
         decoding = pool.map(lambda n, image: _decode_into(image, files[n], size), names, images)
         faults = list(tqdm(decoding, f"decoding {name}", len(names), unit="image", leave=False))
     bad = [f"{n} ({why})" for n, why in zip(names, faults, strict=True) if why]
-    if bad and not skip_unreadable:
-        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise OSError(f"{path} holds an image that cannot be read: {bad[0]}{more}; mend it, or pass skip_unreadable=True.")
+    if bad:
+        fault = f"{path} holds an image that cannot be read: {bad[0]}{f', and {len(bad) - 1:,} more' if len(bad) > 1 else ''}"
+        if not skip_unreadable:
+            raise OSError(f"{fault}; mend it, or pass skip_unreadable=True.")
+        tqdm.write(f"{fault}: left out.")
     parts = {}
     for part in PARTS:
         kept = [i for i, n in enumerate(names) if n.startswith(f"{part}/") and not faults[i]]
         if kept:
             labels = [-1 if part == "unlabeled" else classes.index(names[i].split("/")[1]) for i in kept]
             parts[part] = Images(torch.from_numpy(images[kept]), torch.tensor(labels), classes, name)
-    if len(parts.get("train", Images(torch.empty(0), torch.empty(0), (), "")).labels.unique()) < len(classes):
+    if "train" not in parts or len(parts["train"].labels.unique()) < len(classes):
         raise ValueError(f"{path} has a class without a readable training image: {FOLDER_HINT}.")
-    return parts
+    return parts, not bad
 
 
 def _classes(path: Path, names: list[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from . import figures
 from .augment import OPS, apply_op
@@ -18,8 +19,7 @@ from .training import predict
 
 def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
     """``runs.csv``, a row per run and experiment, and ``history.csv``, a row per run and epoch; each whole or not at all."""
-    history = pd.concat([store.history(key) for key in table.key.unique()])
-    for name, content in {"runs.csv": table, "history.csv": history}.items():
+    for name, content in {"runs.csv": table, "history.csv": store.history(*table.key.unique())}.items():
         write_whole(folder / name, content.to_csv(index=False, float_format="%.6g").encode())
 
 
@@ -27,26 +27,20 @@ def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> lis
     """Every figure that the experiments in the two tables allow: no images, no models, no GPU are needed."""
     if "experiment" not in table:
         raise ValueError("the table has no column 'experiment': it is not a runs.csv of this package.")
-    drawn, present = {}, set(table.experiment)
-    if {"baselines", "students"} <= present:
-        drawn["result1"] = figures.result1(table)
-    if "label_counts" in present:
-        drawn["result2"] = figures.result2(table)
-    if "grid" in present:
-        drawn["grid"] = figures.grid(table)
-    if ((table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))).any():
-        drawn["ablation"] = figures.ablation(table)
-    if "student_ablation" in present:
-        drawn["student_ablation"] = figures.student_ablation(table)
+    present = set(table.experiment)
+    without_noise = (table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))
+    allowed = {figures.result1: {"baselines", "students"} <= present, figures.result2: "label_counts" in present,
+               figures.grid: "grid" in present, figures.ablation: without_noise.any(),
+               figures.generations: not present.isdisjoint({"generations", "students"}),
+               figures.student_ablation: "student_ablation" in present}
+    drawn = {draw.__name__: draw(table) for draw, there in allowed.items() if there}
     if "students" in present:
         drawn["curves"] = figures.curves(history, table)
-    if "generations" in present or "students" in present:
-        drawn["generations"] = figures.generations(table)
     return [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
 
 
 def last_student(table: pd.DataFrame) -> pd.Series:
-    """The row of the first seed's last student of the chain: a soft one, if there is one."""
+    """The row of the first seed's last student of the chain: a soft one, if there is one. table: rows of "students"."""
     rows = table[table.experiment == "students"]
     rows = rows[rows.seed == rows.seed.iloc[0]]
     kind = "soft" if "soft" in set(rows.pseudo) else "hard"
@@ -59,19 +53,23 @@ def teacher_of(student: pd.Series, table: pd.DataFrame) -> pd.Series:
     return rows[rows.pseudo.isin([student.pseudo, "none"])].iloc[0]
 
 
+def student_figures(table: pd.DataFrame, store: Store, test: Images, device: str | torch.device | None = None) -> dict[str, Figure]:
+    """"confusion" of the first seed's last student, and "mistakes", the most confident ones, of its teacher."""
+    row = last_student(table)
+    teacher = teacher_of(row, table)
+    kind = "supervised" if row.pseudo == "none" else f"{row.pseudo} student"
+    counts = np.array(store.record(row.key)["result"]["confusion"])
+    guess = predict(store.model(teacher.key), test.images, device=device)
+    title = f"{test.title}: most confident mistakes of the teacher {teacher.model}, seed {row.seed}"
+    return {"confusion": figures.confusion(counts, test.classes, f"{test.title}: {row.model}, {kind}, seed {row.seed}"),
+            "mistakes": figures.mistakes(test.images, test.labels, guess, test.classes, title)}
+
+
 def save_figures(table: pd.DataFrame, store: Store, train: Images, test: Images, folder: Path,
                  device: str | torch.device | None) -> list[Path]:
     """The figures of :func:`plot_tables`, and those that show images or need a model."""
-    history = pd.concat([store.history(key) for key in table.key.unique()])
-    paths = plot_tables(table, history, folder)
+    paths = plot_tables(table, store.history(*table.key.unique()), folder)
     drawn = {"ops": figures.ops(train.images[:1], apply_op, OPS, (-10, -5, 0, 5, 10))}
     if "students" in set(table.experiment):
-        row = last_student(table)
-        kind = "supervised" if row.pseudo == "none" else f"{row.pseudo} student"
-        title = f"{test.title}: {row.model}, {kind}, seed {row.seed}"
-        drawn["confusion"] = figures.confusion(np.array(store.record(row.key)["result"]["confusion"]), test.classes, title)
-        teacher = teacher_of(row, table)
-        guess = predict(store.model(teacher.key), test.images, device=device)
-        title = f"{test.title}: most confident mistakes of the teacher {teacher.model}, seed {row.seed}"
-        drawn["mistakes"] = figures.mistakes(test.images, test.labels, guess, test.classes, title)
+        drawn |= student_figures(table, store, test, device)
     return paths + [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]

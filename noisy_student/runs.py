@@ -170,7 +170,8 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
 
     history = train(model, train_set.images, targets, run.recipe, chosen=chosen, seed=seed, device=device, title=str(run),
                     progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint)
-    speed = run.recipe.epochs * len(chosen) / sum(row["seconds"] for row in history)
+    size = min(run.recipe.batch_size, len(chosen))
+    speed = run.recipe.epochs * (len(chosen) // size * size) / sum(row["seconds"] for row in history)
     scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
     guess = predict(model, scored.images, device=device).argmax(1)
     accuracy = 100 * float((guess == scored.labels).float().mean())

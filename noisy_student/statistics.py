@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,19 +20,13 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.sem())
 
 
-class Worth(NamedTuple):
-    """A number of labels and its 95% interval; infinite beyond the measured range, NaN where one seed gives none."""
+def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 10_000) -> tuple[float, float, float]:
+    """How many labels a supervised model needs for the student's mean accuracy, and the ends of the 95% interval.
 
-    labels: float
-    low: float
-    high: float
-
-
-def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 2000) -> Worth:
-    """How many labels a supervised model needs for the student's mean accuracy.
-
-    table: the rows of "label_counts"; student: accuracies in percent, one a seed. The supervised mean, made monotone,
-    is interpolated linearly in log(labels); the interval is a bootstrap over the seeds of both.
+    table: the rows of "label_counts"; student: accuracies in percent, one a seed. The supervised mean, made monotone, is
+    interpolated linearly in log(labels). The interval is a parametric bootstrap: each mean, the student's and those along the
+    curve, is drawn from its Student's t distribution (to resample three seeds would give little more than their range).
+    Infinite beyond the measured range; with a single seed the interval is NaN.
     """
     counts = np.sort(table.labels.unique())
     groups = [table[table.labels == count].accuracy.to_numpy() for count in counts]
@@ -47,24 +40,28 @@ def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 2
             return float(counts[0]) if level == rising[0] else -math.inf
         return float(np.exp(np.interp(level, rising[i - 1 : i + 1], np.log(counts[i - 1 : i + 1]))))
 
+    rng = np.random.default_rng(0)
+
+    def means(values: np.ndarray) -> np.ndarray:
+        spread = values.std(ddof=1) / len(values) ** 0.5 * rng.standard_t(len(values) - 1, samples) if len(values) > 1 else 0.0
+        return np.full(samples, values.mean()) + spread
+
     estimate = crossing([g.mean() for g in groups], float(np.mean(student)))
     if len(student) < 2:
-        return Worth(estimate, math.nan, math.nan)
-    rng = np.random.default_rng(0)
-    drawn = sorted(crossing([rng.choice(g, len(g)).mean() for g in groups], rng.choice(student, len(student)).mean())
-                   for _ in range(samples))
-    return Worth(estimate, drawn[int(0.025 * samples)], drawn[int(0.975 * samples) - 1])
+        return estimate, math.nan, math.nan
+    levels, curves = means(np.asarray(student)), np.stack([means(g) for g in groups], 1)
+    drawn = sorted(crossing(curve, level) for curve, level in zip(curves, levels, strict=True))
+    return estimate, drawn[int(0.025 * samples)], drawn[int(0.975 * samples) - 1]
 
 
-def worth_text(worth: Worth, table: pd.DataFrame) -> str:
-    """A Worth in words; table: the rows of "label_counts" that it was read from."""
+def worth_text(labels: float, low: float, high: float, table: pd.DataFrame) -> str:
+    """What :func:`labels_worth` found in words; table: the rows of "label_counts" that it was read from."""
     def one(value: float) -> str:
         if math.isinf(value):
             return f"more than {table.labels.max():,}" if value > 0 else f"fewer than {table.labels.min():,}"
         return f"{value:,.0f}"
 
-    interval = "" if math.isnan(worth.low) or worth.low == worth.high else f" ({one(worth.low)} to {one(worth.high)})"
-    return one(worth.labels) + interval
+    return one(labels) + ("" if math.isnan(low) or low == high else f" ({one(low)} to {one(high)})")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -106,9 +103,9 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
     students = table[table.experiment.isin(["students", "generations"]) & (table.pseudo != "none")].drop_duplicates("key")
     for kind, group in students.groupby("pseudo", sort=False) if len(counts) else ():
         last = group[group.generation == group.generation.max()]
-        found = labels_worth(counts, last.accuracy.tolist())
+        labels, low, high = labels_worth(counts, last.accuracy.tolist())
         rows.append({"model": last.model.iloc[0], "pseudo": kind, "generation": last.generation.iloc[0], "labels": last.labels.iloc[0],
-                     "student": last.accuracy.mean(), "worth": found.labels, "low": found.low, "high": found.high})
+                     "student": last.accuracy.mean(), "worth": labels, "low": low, "high": high})
     return pd.DataFrame(rows).round({"student": 2, "worth": 0, "low": 0, "high": 0})
 
 

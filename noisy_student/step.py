@@ -24,7 +24,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     """
     if precision == "auto":
         if device.type == "cuda":
-            return torch.cuda.is_bf16_supported()
+            return torch.cuda.is_bf16_supported(including_emulation=False)
         return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return precision == "bf16"
 
@@ -67,7 +67,7 @@ def _replayed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     """``step`` as a CUDA graph: one launch in place of hundreds, which take longer than these small models' work."""
     graphs: dict[bool, Recorded] = {}
 
-    def record(x: Tensor, y: Tensor) -> Recorded:
+    def record(x: Tensor, y: Tensor) -> Recorded:  # with the device of x as the current one
         inputs = (x.clone(), y.clone(), torch.zeros((), device=x.device))
         # The calls that warm up change batch norm's averages and the momentum: both are put back.
         momenta = {p: s["momentum_buffer"].clone() for p, s in optimizer.state.items() if s.get("momentum_buffer") is not None}
@@ -79,7 +79,7 @@ def _replayed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) ->
                 step(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             outputs = step(*inputs)
         model.load_state_dict(kept)
         for parameter, state in optimizer.state.items():
@@ -90,7 +90,8 @@ def _replayed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     def replay(x: Tensor, y: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
         mode = model.training
         if mode not in graphs:
-            graphs[mode] = record(x, y)
+            with torch.cuda.device(x.device):
+                graphs[mode] = record(x, y)
         graph, inputs, outputs = graphs[mode]
         inputs[0].copy_(x)
         inputs[1].copy_(y)

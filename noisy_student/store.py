@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,10 @@ class Store:
         """What ``run.json`` of a finished run holds: run, result (with confusion counts), made_with."""
         return json.loads(self._contents(key)["run.json"])
 
-    def history(self, key: str) -> pd.DataFrame:
-        """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr, seconds."""
-        table = pd.read_csv(BytesIO(self._contents(key)["history.csv"]))
-        table.insert(0, "key", key)
-        return table
+    def history(self, *keys: str) -> pd.DataFrame:
+        """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr, seconds; a row per run and epoch."""
+        tables = {key: pd.read_csv(BytesIO(self._contents(key)["history.csv"])) for key in keys}
+        return pd.concat(tables, names=["key", None]).reset_index("key")
 
     def model(self, key: str) -> nn.Module:
         """The trained model of a finished run."""
@@ -106,16 +105,10 @@ class Store:
     def lock(self, run: Run) -> Iterator[bool]:
         """True if this process may train the run now. The system frees the lock of a process that dies."""
         (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".locks" / run.key, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
+        with suppress(Timeout), FileLock(self.folder / ".locks" / run.key, timeout=0):
             yield True
-        finally:
-            lock.release()
+            return
+        yield False
 
     def save_checkpoint(self, run: Run, state: State, history: History, made_with: dict[str, Any]) -> None:
         facts = {"key": run.key, "version": str(VERSION), "history": json.dumps(history), "made_with": json.dumps(made_with)}
@@ -142,7 +135,7 @@ class Store:
     def _tidy(self, entry: Path) -> None:
         """Remove the checkpoint, and what a kill left of writing; not before the entry is there, which needs neither."""
         for path in entry.iterdir():
-            if path.name not in (*FILES, "SHA256SUMS"):
+            if path.name == "checkpoint.safetensors" or path.suffix == ".partial":  # all else is somebody's own
                 path.unlink(missing_ok=True)
 
     def _partial(self, run: Run) -> Path:

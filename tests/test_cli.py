@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from noisy_student import load, split
 from noisy_student.__main__ import main
 from noisy_student.experiments import EXPERIMENTS, FOUR
 
@@ -55,6 +56,12 @@ def test_one_experiment_on_a_folder(folder: Path, tmp_path: Path) -> None:
     command = [*TINY, *places(tmp_path), "--data", str(folder), "--experiments", "baselines", "--labels", "6", "--size", "16"]
     assert main([*command, "--set", "recipe.batch_size=4", "--set", "label_counts=[6]"]) == 0
     assert set(pd.read_csv(tmp_path / "out" / "runs.csv").title) == {"photos"}
+
+
+def test_saved_split_decides_how_many_labels(tmp_path: Path) -> None:
+    split(load("digits")[0], 60).save(tmp_path / "split.npz")
+    assert main([*TINY, *places(tmp_path), "--experiments", "baselines", "--split", str(tmp_path / "split.npz")]) == 0
+    assert set(pd.read_csv(tmp_path / "out" / "runs.csv").labels) == {60}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -1,11 +1,11 @@
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from noisy_student import Images, Recipe, Run, experiments
-from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, override, profile, run_experiment
+from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, experiment_runs, override, profile, run_experiment
 from noisy_student.statistics import summary
 
 
@@ -59,7 +59,7 @@ def test_label_counts_bound_the_steps() -> None:
 
 
 def test_road_leads_from_the_original_to_ours() -> None:
-    runs = [run for run in EXPERIMENTS["road"](FULL, 0) if run.model == "Convnet5"]
+    runs = [run for run in experiment_runs("road", replace(FULL, seeds=(0,))) if run.model == "Convnet5"]
     assert len({run.key for run in runs}) == len(runs) == 6 and runs[-1].recipe == FULL.supervised
     assert runs[0].recipe == Recipe.original(faults=True).replace(epochs=8)
     changed = [{f.name for f in fields(Recipe) if getattr(a.recipe, f.name) != getattr(b.recipe, f.name)}
@@ -79,10 +79,21 @@ def test_student_ablation_changes_one_part_at_a_time() -> None:
                      {"stochastic_depth": 0.2}, {"pseudo": "hard"}, {"threshold": 0.8}, {"balance": True}, {"flip_average": True},
                      {"ensemble": 3}, {"repeat_labels": 3}]
     other = override(FULL, {"threshold": 0.8, "ensemble": 3, "repeat_labels": 2, "kinds": ["hard"], "recipe.n": 0})
-    runs = EXPERIMENTS["student_ablation"](other, 0)
+    runs = experiment_runs("student_ablation", replace(other, seeds=(0,)))
     assert len(set(runs)) == len(runs) == 11, "without RandAugment there is none to leave out"
     options = [(r.pseudo, r.threshold, r.ensemble, r.repeat_labels) for r in (runs[-6], runs[-2])]
     assert options == [("soft", 0.8, 3, 2), ("hard", 0.8, 1, 2)]
+    plain = EXPERIMENTS["student_ablation"](override(FULL, {"chain": ["Convnet5", "Convnet6"]}), 0)
+    assert not any(r.recipe.stochastic_depth for r in plain), "a plain network has no branch to skip"
+
+
+def test_equal_runs_count_once() -> None:
+    """Otherwise a run that two settings share would count as two in means and deviations."""
+    silent = override(FULL, {"supervised.dropout": 0, "chain": ["Resnet9", "Resnet9"], "seeds": [0, 1]})
+    for name in EXPERIMENTS:
+        runs = experiment_runs(name, silent)
+        assert len(runs) == len(set(runs)), name
+    assert len(experiment_runs("baselines", silent)) == 2 * 2  # with and without RandAugment
 
 
 @pytest.mark.parametrize(("train", "name"), [
@@ -124,7 +135,8 @@ def test_overrides() -> None:
 @pytest.mark.parametrize(("change", "message"), [
     ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"), ({"seeds": ()}, "not of the right kind"),
     ({"grid_ns": [1, 1]}, "names a value twice"),
-    ({"grid_seeds": 0}, "leave the experiment"),
+    ({"grid_seeds": 0}, "grid_seeds=0 is not a number from 1"), ({"labels": 0}, "labels=0 is not a number from 2"),
+    ({"generations": -1}, "generations=-1 is not a number from 0"),
     ({"labels": "many"}, "not of the right kind"), ({"seeds": [0.5]}, "not of the right kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
 ])
 def test_bad_overrides(change: dict[str, object], message: str) -> None:

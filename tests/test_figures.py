@@ -123,6 +123,14 @@ def test_student_ablation_shows_differences() -> None:
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["n=0", "pseudo=hard"]
 
 
+def test_curves_of_a_model_that_teaches_itself_are_apart() -> None:
+    table = made_table(1)
+    table.loc[table.experiment == "students", "model"] = "Resnet9"
+    figure = figures.curves(history(table), table)
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert len(set(labels)) == len(labels) == table[table.experiment == "students"].generation.nunique()
+
+
 def test_original_figures_are_the_reports() -> None:
     assert sum(figures.ORIGINAL["none"].values()) == pytest.approx(263.1)
     assert figures.ORIGINAL_BY_LABELS[5000] == figures.ORIGINAL["none"]["Resnet9"]

@@ -40,16 +40,30 @@ def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.2.partial", ".b.1.partial", "a"]
 
 
-def test_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+def test_link_in_place_of_a_file_is_replaced_not_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"kept")
-    (tmp_path / f".a.{os.getpid()}.partial").symlink_to(tmp_path / "target")
+    (tmp_path / "a").symlink_to(tmp_path / "target")
     write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "target").read_bytes() == b"kept" and (tmp_path / "a").read_bytes() == b"new"
 
 
+def test_two_containers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers on one folder: the second writes the same file, whole, while the first is about to rename its own."""
+    real = Path.replace
+
+    def meanwhile(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", real)
+        write_whole(tmp_path / "a", b"second")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    write_whole(tmp_path / "a", b"first")
+    assert (tmp_path / "a").read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
 def test_processes_may_write_the_same_tables(tmp_path: Path) -> None:
     script = ("import sys, pandas as pd; from pathlib import Path; from noisy_student.report import write_tables\n"
-              "class Store:\n    def history(self, key): return pd.DataFrame({'key': [key], 'epoch': [1]})\n"
+              "class Store:\n    def history(self, *keys): return pd.DataFrame({'key': keys, 'epoch': 1})\n"
               "table = pd.DataFrame({'key': [str(i) for i in range(200)], 'x': 1.0})\n"
               "for _ in range(60): write_tables(table, Store(), Path(sys.argv[1]))\n")
     writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]

@@ -55,6 +55,22 @@ def test_finished_runs_are_not_trained_again(tiny: Pair, tmp_path: Path, monkeyp
     pd.testing.assert_frame_equal(first, go([STUDENT], tiny, tmp_path))
 
 
+def test_what_a_user_lays_beside_an_entry_stays(tiny: Pair, tmp_path: Path) -> None:
+    entry = tmp_path / go([TEACHER], tiny, tmp_path).key[0]
+    (entry / "notes.txt").write_text("mine")
+    (entry / ".ipynb_checkpoints").mkdir()
+    (entry / "checkpoint.safetensors").touch()  # as a kill between rename and tidying leaves it
+    go([TEACHER], tiny, tmp_path)
+    assert (entry / "notes.txt").read_text() == "mine" and not (entry / "checkpoint.safetensors").exists()
+
+
+def test_images_per_second_are_those_trained_on(tiny: Pair, tmp_path: Path) -> None:
+    """20 images in batches of 15: 15 an epoch are trained on."""
+    table = go([replace(TEACHER, recipe=FAST.replace(batch_size=15))], tiny, tmp_path)
+    seconds = Store(tmp_path).history(table.key[0]).seconds.sum()
+    assert table.images_per_second[0] * seconds == pytest.approx(15 * FAST.epochs)
+
+
 def test_same_run_same_bits_in_any_order(tiny: Pair, tmp_path: Path) -> None:
     other = replace(TEACHER, seed=5)
     a, b = go([TEACHER, other], tiny, tmp_path / "a"), go([other, TEACHER], tiny, tmp_path / "b")

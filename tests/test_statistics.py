@@ -23,11 +23,22 @@ def test_labels_worth_on_a_known_curve() -> None:
     exact = pd.DataFrame([{"labels": n, "accuracy": 60 + 10 * math.log2(n / 5000)} for n in (5000, 10000, 20000) for _ in range(3)])
     worth = labels_worth(exact, [65.0, 65.0])
     assert worth == pytest.approx((5000 * 2**0.5,) * 3)
-    assert labels_worth(exact, [99.0]).labels == math.inf and labels_worth(exact, [5.0]).labels == -math.inf
-    worth = labels_worth(exact, [63.0, 67.0])
-    assert worth.low < worth.labels < worth.high
-    assert worth.labels == pytest.approx(5000 * 2**0.5)
-    assert (worth.low, worth.high) == pytest.approx((5000 * 2**0.3, 5000 * 2**0.7))
+    assert labels_worth(exact, [99.0])[0] == math.inf and labels_worth(exact, [5.0])[0] == -math.inf
+    students = [64.5, 65.5, 64.0, 66.0]
+    labels, *ends = labels_worth(exact, students)
+    assert labels == pytest.approx(5000 * 2**0.5)
+    wanted = stats.t.interval(0.95, 3, np.mean(students), stats.sem(students))  # on a curve without noise the interval is the students'
+    assert [60 + 10 * math.log2(end / 5000) for end in ends] == pytest.approx(wanted, abs=0.15)
+
+
+def test_labels_worth_counts_the_noise_of_the_curve_too() -> None:
+    """Students without noise at 65; curve 60, 70 at 5,000 and 10,000 with one of its ends uncertain: log2 crossing 5 / (10 + e)."""
+    noisy = pd.DataFrame([{"labels": 5000, "accuracy": 60.0} for _ in range(4)] + [{"labels": 10000, "accuracy": 70 + e}
+                                                                                  for e in (-1, 1, -1, 1)])
+    labels, *ends = labels_worth(noisy, [65.0, 65.0])
+    low, high = stats.t.interval(0.95, 3, 10, stats.sem([-1, 1, -1, 1]))
+    assert labels == pytest.approx(5000 * 2**0.5)
+    assert [math.log2(end / 5000) for end in ends] == pytest.approx([5 / high, 5 / low], abs=0.01)
 
 
 def test_gains_are_paired_by_seed() -> None:
@@ -59,9 +70,9 @@ def test_worth_of_the_last_students() -> None:
 def test_worth_is_the_fewest_labels_that_reach_a_level_and_empty_without_students() -> None:
     flat = pd.DataFrame([{"experiment": "label_counts", "labels": n, "accuracy": a, "seed": 0}
                          for n, a in ((100, 50.0), (200, 50.0), (400, 70.0), (800, 70.0))])
-    assert labels_worth(flat, [50.0]).labels == 100
-    assert labels_worth(flat, [70.0]).labels == pytest.approx(400)
-    assert labels_worth(flat, [60.0]).labels == pytest.approx(200 * math.sqrt(2))
+    assert labels_worth(flat, [50.0])[0] == 100
+    assert labels_worth(flat, [70.0])[0] == pytest.approx(400)
+    assert labels_worth(flat, [60.0])[0] == pytest.approx(200 * math.sqrt(2))
     teacher = {"experiment": "students", "model": "Resnet9", "labels": 100, "pseudo": "none", "generation": 0, "accuracy": 60.0, "seed": 0,
                "key": "t"}
     assert worth(pd.concat([flat, pd.DataFrame([teacher])])).empty and worth(pd.DataFrame([teacher])).empty

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from noisy_student import Recipe, build, evaluate, predict, train
 from noisy_student.data import Images
-from noisy_student.step import make_step, plain_step, sgd
+from noisy_student.step import make_step, plain_step, sgd, uses_bf16
 from noisy_student.training import normalise
 
 FAST = Recipe(epochs=2, batch_size=20, n=1, precision="fp32")
@@ -118,6 +118,12 @@ def test_predictions_that_are_not_finite_stop(tiny: Pair) -> None:
     next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var.fill_(float("nan"))  # type: ignore[union-attr, operator]
     with pytest.raises(FloatingPointError, match="not finite"):
         predict(model, tiny[1].images, device="cpu")
+
+
+def test_auto_does_not_take_emulated_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs before Ampere PyTorch emulates bf16, and says that it is supported unless asked for more."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not uses_bf16("auto", torch.device("cuda"))
 
 
 def test_bf16_is_near_fp32(tiny: Pair) -> None:
