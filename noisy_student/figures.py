@@ -137,11 +137,12 @@ def result2(table: pd.DataFrame) -> Figure:
     """Supervised accuracy by number of labels; the last students as lines, and the labels that they are worth."""
     rows = _rows(table, "label_counts")
     counts, mean, half = _means(rows, "labels")
-    figure, (axis,) = _panels(1, f"What the unlabelled images are worth\n{_subtitle(rows)}", 7.5)
+    figure, (axis,) = _panels(1, f"What the unlabelled images are worth\n{_subtitle(rows)}", 7.5, 5)
     axis.plot(counts, mean, "o-", color=GREY, label=f"{rows.model.iloc[0]} supervised")
     axis.fill_between(counts, mean - half, mean + half, color=GREY, alpha=0.2)
     if _cifar10(rows):
         axis.plot(*zip(*ORIGINAL_BY_LABELS.items(), strict=True), "o--", mfc="none", color=GREY, lw=1, label="original, supervised")
+        counts += [count for count in ORIGINAL_BY_LABELS if count > counts[-1]]
     for found in worth(table).to_dict("records"):
         label, colour, marker = KINDS[found["pseudo"]]
         text = worth_text(found["worth"], found["low"], found["high"], rows)
@@ -150,11 +151,14 @@ def result2(table: pd.DataFrame) -> Figure:
         if math.isfinite(found["worth"]):
             axis.plot(found["worth"], found["student"], marker, color=colour, markersize=11)
     axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, %")
-    ticks = [c for i, c in enumerate(counts) if i == 0 or c >= 1.3 * counts[i - 1] or c == counts[-1]]
+    ticks = counts[:1]
+    for count in counts:
+        if count >= 1.24 * ticks[-1]:  # nearer ones would write over each other
+            ticks.append(count)
     axis.set_xticks(ticks, [f"{c:,}" for c in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(frameon=True, framealpha=0.9, fontsize=9, loc="best")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center")
     return figure
 
 
