@@ -26,7 +26,7 @@ COMMANDS = re.findall(r"^    (make results (?:[^\\\n]|\\\n)*)", (ROOT / "README.
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_beside_a_table_makes_its_rows(command: str) -> None:
     assert command in (ROOT / "README.ko.md").read_text()
-    dry = command.replace("make results", "make --dry-run --assume-old .venv/installed results")
+    dry = command.replace("make results", "make --no-print-directory --dry-run --assume-old .venv/installed results")
     printed = subprocess.run(["sh", "-c", dry], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     words = shlex.split(printed.strip())
     args = parser().parse_args(words[words.index("noisy_student") + 1 :])
