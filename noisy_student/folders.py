@@ -43,7 +43,10 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
     for suffix in sorted(ARCHIVES, key=len, reverse=True):
         name = name.removesuffix(suffix)
     name = f"{name}-folder" if name in NAMED else name  # whatever lies in a folder called cifar10, it is not the download
-    files, marks = _list_folder(path) if path.is_dir() else _read_archive(path)
+    packed = not path.is_dir()
+    if packed and not path.name.lower().endswith(ARCHIVES):
+        raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}).")
+    files, marks = (Files(), [hashlib.sha256(path.read_bytes()).hexdigest()]) if packed else _list_folder(path)
     mark = hashlib.sha256(json.dumps([DECODER, PIL.__version__, size, skip_unreadable, marks]).encode()).hexdigest()
     cache = root / "cache" / f"{name}-{mark[:16]}.safetensors"
     if found := load_tensors(cache):
@@ -51,7 +54,7 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
         classes = tuple(json.loads(facts["classes"]))
         parts = {p: Images(tensors[f"{p}.images"], tensors[f"{p}.labels"], classes, name) for p in PARTS if f"{p}.images" in tensors}
     else:
-        parts, whole = _decode(path, name, files, size, skip_unreadable)
+        parts, whole = _decode(path, name, _read_archive(path) if packed else files, size, skip_unreadable)
         tensors = {f"{p}.{kind}": getattr(part, kind) for p, part in parts.items() for kind in ("images", "labels")}
         if whole:  # what could not be read may be mended
             save_tensors(cache, tensors, {"classes": json.dumps(parts["train"].classes)})
@@ -77,9 +80,8 @@ def _list_folder(path: Path) -> tuple[Files, list[str]]:
     return files, marks
 
 
-def _read_archive(path: Path) -> tuple[Files, list[str]]:
-    if not path.name.lower().endswith(ARCHIVES):
-        raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}).")
+def _read_archive(path: Path) -> Files:
+    """The files of an archive, hidden ones left out; checked to its end. Raises OSError for a damaged one."""
     files, total = Files(), 0
     most = min(MAX_ARCHIVE_BYTES, max(500_000_000, 20 * path.stat().st_size))  # pictures hardly shrink: more is a bomb
     try:
@@ -95,7 +97,7 @@ def _read_archive(path: Path) -> tuple[Files, list[str]]:
         raise OSError(f"{path} is not a sound archive ({reason.rstrip(':')}): fetch or make it again.") from error
     if total > most:
         raise OSError(f"{path} unpacks to more than {most:,} bytes: unpack it and give the folder instead.")
-    return files, [hashlib.sha256(path.read_bytes()).hexdigest()]
+    return files
 
 
 class _Header(tarfile.TarInfo):

@@ -159,6 +159,13 @@ def test_archive_is_the_folder(folder: Path, tmp_path: Path, suffix: str, inside
     assert found[0].name == "photos"
 
 
+def test_cached_archive_is_not_unpacked_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = pack(folder, tmp_path / "photos.tar.xz")
+    first = load(archive, tmp_path / "root")
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("unpacked again"))
+    assert [part.fingerprint for part in load(archive, tmp_path / "root")] == [part.fingerprint for part in first]
+
+
 def check_damaged_archive(archive: Path, content: bytes, root: Path, expected: list[str]) -> bool:
     """One sentence that names it, or the very same images; whether it was refused."""
     archive.write_bytes(content)

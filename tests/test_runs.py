@@ -18,6 +18,7 @@ import torchvision
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
 from noisy_student.runs import pseudo_labels
+from noisy_student.workers import helpers
 
 FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
 TEACHER = Run("Convnet5", 20, FAST)
@@ -169,6 +170,16 @@ def test_a_helper_trains_what_the_caller_leaves(tiny: Pair, tmp_path: Path, monk
 
     monkeypatch.setattr(runs, "_train_run", patient)
     assert len(go([TEACHER, replace(TEACHER, seed=1)], tiny, tmp_path, workers=2)) == 2
+
+
+def test_caller_and_helpers_map_one_copy_of_the_images() -> None:
+    images = torch.randint(0, 256, (1000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    with helpers(1, len, images):
+        files = {m.path for m in psutil.Process().memory_maps(grouped=False) for low, high in [m.addr.split("-")]
+                 if int(low, 16) <= images.data_ptr() < int(high, 16)}
+    assert len(files) == 1 and "noisy_student-" in files.pop()
+    assert torch.equal(images, before), "gone with the folder of the file"
 
 
 PAIR = """
