@@ -20,12 +20,14 @@ def test_every_test_named_in_reliability_exists() -> None:
     assert len(named) > 40 and not named - there
 
 
-COMMANDS = re.findall(r"^    (make results (?:[^\\\n]|\\\n)*)", (ROOT / "README.md").read_text(), re.M)
+PAGES = {"README.md": "README.ko.md", "docs/results.md": "docs/results.ko.md"}
+COMMANDS = [(command, korean) for page, korean in PAGES.items()
+            for command in re.findall(r"^    (make results (?:[^\\\n]|\\\n)*)", (ROOT / page).read_text(), re.M)]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_beside_a_table_makes_its_rows(command: str) -> None:
-    assert command in (ROOT / "README.ko.md").read_text()
+@pytest.mark.parametrize(("command", "korean"), COMMANDS)
+def test_the_command_beside_a_table_makes_its_rows(command: str, korean: str) -> None:
+    assert command in (ROOT / korean).read_text()
     dry = command.replace("make results", "make --no-print-directory --dry-run --assume-old .venv/installed results")
     printed = subprocess.run(["sh", "-c", dry], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     words = shlex.split(printed.strip())
@@ -40,3 +42,9 @@ def test_the_command_beside_a_table_makes_its_rows(command: str) -> None:
 
 def test_commands_were_found() -> None:
     assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_every_link_to_a_file_finds_it(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert not [target for target in targets if not (page.parent / target).exists()]
