@@ -243,7 +243,8 @@ def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator 
     column = torch.arange(width) + shift[1]
     row, column = (size - 1 - (size - 1 - index.abs()).abs() for index, size in ((row, height), (column, width)))
     column = column + mirror * (column.flip(1) - column)
-    index = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(count, 1, -1).to(images.device, non_blocking=True)
+    row, column = (index.to(images.device, non_blocking=True) for index in (row, column))
+    index = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(count, 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
 
 

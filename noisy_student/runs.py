@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -162,10 +162,10 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
         made_with["resumed_from"] = found[2]
     earlier = sum(row["seconds"] for row in found[1]) if found else 0.0
 
-    def checkpoint(state: State, history: History) -> None:
+    def checkpoint(state: Callable[[], State], history: History) -> None:
         nonlocal last
         if time.monotonic() - last >= CHECKPOINT_SECONDS:
-            store.save_checkpoint(run, state, history, made_with)
+            store.save_checkpoint(run, state(), history, made_with)
             last = time.monotonic()
 
     history = train(model, train_set.images, targets, run.recipe, chosen=chosen, seed=seed, device=device, title=str(run),
