@@ -181,14 +181,16 @@ def test_bad_targets(tiny: Pair) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_replayed_graph_is_the_plain_step(tiny: Pair, momentum: float) -> None:
-    recipe = FAST.replace(dropout=0.0, momentum=momentum)
+    recipe = FAST.replace(dropout=0.0, momentum=momentum, precision="fp32")
     results = []
     for make in (make_step, plain_step):
         torch.manual_seed(0)
         model = build("Resnet9", 2, dropout=0.0).cuda().train()
         step = make(model, sgd(model, recipe), recipe)
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
         x, y = normalise(tiny[0].images.cuda()), F.one_hot(tiny[0].labels, 2).float().cuda()
         losses = [float(step(x, y, lr)[0]) for lr in (0.01, 0.1, 0.05)]
-        results.append((losses, torch.cat([p.detach().flatten() for p in model.parameters()])))
+        results.append((losses, torch.cat([p.detach().flatten() for p in model.parameters()]) - before))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-3)
-    assert torch.allclose(results[0][1], results[1][1], atol=1e-3)
+    # By how much the weights moved in all: a GPU's sums are not the same to the last bits from call to call.
+    assert (results[0][1] - results[1][1]).norm() < 0.02 * results[1][1].norm()
