@@ -36,7 +36,6 @@ class Settings:
     flip_average: bool = False  # teachers average image and mirror
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
     ensemble: int = 1  # trainings of the first teacher, whose mean prediction labels the images
-    student_ensemble: int = 1  # the same of each later teacher, itself a student
     repeat_labels: int = 1  # how often a student's epoch sees each labelled image
     ablation_models: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # trained without each noise as well
     grid_models: tuple[str, ...] = ("Convnet5", "Resnet9")
@@ -227,7 +226,7 @@ def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str)
     options, runs = {name: getattr(settings, name) for name in STUDENT_OPTIONS}, list[Run]()
     for model in models:
         # A teacher trained on few labels varies most from one training to the next, and costs least.
-        options["ensemble"] = settings.ensemble if teacher.generation == 0 else settings.student_ensemble
+        options["ensemble"] = settings.ensemble if teacher.generation == 0 else 1
         teacher = Run(model, settings.labels, settings.student, teacher, kind, seed=teacher.seed, **options)
         runs.append(teacher)
     return runs

@@ -192,5 +192,6 @@ def test_replayed_graph_is_the_plain_step(tiny: Pair, momentum: float) -> None:
         losses = [float(step(x, y, lr)[0]) for lr in (0.01, 0.1, 0.05)]
         results.append((losses, torch.cat([p.detach().flatten() for p in model.parameters()]) - before))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-3)
-    # By how much the weights moved in all: a GPU's sums are not the same to the last bits from call to call.
-    assert (results[0][1] - results[1][1]).norm() < 0.02 * results[1][1].norm()
+    # By how far the weights moved: a GPU's sums differ in the last bits from call to call, and weights that differ by 1e-5 end 3%
+    # apart here (measured on a CPU); a lost momentum or learning rate, by half and more.
+    assert (results[0][1] - results[1][1]).norm() < 0.2 * results[1][1].norm()
