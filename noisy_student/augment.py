@@ -239,11 +239,11 @@ def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator 
     shift = torch.randint(2 * crop + 1, (2, count, 1), generator=generator) - crop
     mirror = ((torch.rand(count, 1, generator=generator) < 0.5) & flip).to(torch.int64)
     # Each output row and column names the input's one it comes from; reflection at 0 and at the last index is |.|.
-    row = torch.arange(height) + shift[0]
-    column = torch.arange(width) + shift[1]
+    shift, mirror = (drawn.to(images.device, non_blocking=True) for drawn in (shift, mirror))
+    row = torch.arange(height, device=images.device) + shift[0]
+    column = torch.arange(width, device=images.device) + shift[1]
     row, column = (size - 1 - (size - 1 - index.abs()).abs() for index, size in ((row, height), (column, width)))
     column = column + mirror * (column.flip(1) - column)
-    row, column = (index.to(images.device, non_blocking=True) for index in (row, column))
     index = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(count, 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
 
