@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                    help="change a hyper-parameter: recipe.epochs=50, chain=Convnet5,Resnet9")
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    p.add_argument("--workers", type=int, help="runs to train at once (default: one a thread on a CPU, at most 4; one on a GPU)")
+    p.add_argument("--workers", type=int, help="runs to train at once (default: one a thread on a CPU, at most 4; one on a GPU, "
+                   "where more need NVIDIA's MPS to share it)")
     p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
     p.add_argument("--out", default="out", help="folder for tables and figures (default: out)")
     p.add_argument("--figures", help="folder for the figures, if another (default: that of --out)")
