@@ -20,7 +20,7 @@ from .workers import default_workers
 
 EPILOG = """examples:
   python -m noisy_student                                        handwritten digits, a few minutes on a CPU
-  python -m noisy_student --data cifar10 --profile full          the paper's scale, for a GPU
+  python -m noisy_student --data cifar10 --profile full          long trainings, for a GPU
   python -m noisy_student --data photos/ --labels 200            your own images: photos/train/<class>/*.jpg
   python -m noisy_student --experiments students --set recipe.epochs=50 --set student.dropout=0.2
 
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
                    help="change a hyper-parameter: recipe.epochs=50, chain=Convnet5,Resnet9")
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     p.add_argument("--workers", type=int, help="runs to train at once (default: one a thread on a CPU, at most 4; one on a GPU, "
-                   "where more need NVIDIA's MPS to share it)")
+                   "where more pay under NVIDIA's MPS)")
     p.add_argument("--store", default="runs", help="folder of finished runs (default: runs)")
     p.add_argument("--out", default="out", help="folder for tables and figures (default: out)")
     p.add_argument("--figures", help="folder for the figures, if another (default: that of --out)")

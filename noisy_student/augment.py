@@ -238,8 +238,8 @@ def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator 
         raise ValueError(f"crop={crop} is not a number of pixels from 0 to {min(height, width) - 1}.")
     shift = torch.randint(2 * crop + 1, (2, count, 1), generator=generator) - crop
     mirror = ((torch.rand(count, 1, generator=generator) < 0.5) & flip).to(torch.int64)
-    # Each output row and column names the input's one it comes from; reflection at 0 and at the last index is |.|.
     shift, mirror = (drawn.to(images.device, non_blocking=True) for drawn in (shift, mirror))
+    # Each output row and column names the input's one it comes from; reflection at 0 and at the last index is |.|.
     row = torch.arange(height, device=images.device) + shift[0]
     column = torch.arange(width, device=images.device) + shift[1]
     row, column = (size - 1 - (size - 1 - index.abs()).abs() for index, size in ((row, height), (column, width)))

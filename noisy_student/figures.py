@@ -230,18 +230,19 @@ def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 def generations(table: pd.DataFrame) -> Figure:
-    """Test accuracy, and the accuracy of the pseudo-labels learnt from, along the generations."""
+    """Test accuracy, and the accuracy of the pseudo-labels learnt from, along the generations; 0 is trained on labels alone."""
     rows = table[table.experiment.isin(["students", "generations"])] if "experiment" in table else table
     if rows.empty:
         raise ValueError("the table has no rows of the experiments 'students' and 'generations': run one first.")
     rows = rows.drop_duplicates("key")
     figure, axes = _panels(2, f"Along the generations\n{_subtitle(rows)}")
     for axis, column, label in zip(axes, ("accuracy", "pseudo_accuracy"), ("test accuracy, %", "pseudo-label accuracy, %"), strict=True):
-        for kind in [k for k in ("hard", "soft") if k in set(rows.pseudo)] or ["none"]:
-            name, colour, marker = KINDS[kind]
-            chain = rows[(rows.pseudo == kind) | (rows.generation == 0)]
-            generation, mean, half = _means(chain, "generation", column)
-            axis.errorbar(generation, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
+        lines = {kind: rows[(rows.pseudo == kind) | (rows.generation == 0)] for kind in ("hard", "soft") if kind in set(rows.pseudo)}
+        for kind, part in {**lines, "none": rows[rows.generation == 0]}.items():
+            if part[column].notna().any():  # generation 0 has no pseudo-labels
+                name, colour, marker = KINDS[kind]
+                generation, mean, half = _means(part, "generation", column)
+                axis.errorbar(generation, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
         names = rows.drop_duplicates("generation").sort_values("generation")
         axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8,
                         rotation=0 if len(names) < 7 else 45)

@@ -23,7 +23,7 @@ from .files import write_whole
 
 
 def default_workers(device: torch.device) -> int:
-    """One a thread on a CPU, at most 4; one on a GPU. `make bench` measures what that is worth (rows "4 runs")."""
+    """One a thread on a CPU, at most 4; one on a GPU. `make bench` measures what that is worth on a CPU (rows "4 runs")."""
     return min(4, torch.get_num_threads()) if device.type == "cpu" else 1
 
 

@@ -118,6 +118,17 @@ def test_own_folder_with_few_labels_uses_them_all() -> None:
     assert settings.student.epochs == round(6.25 * reference.student.epochs)
 
 
+@pytest.mark.parametrize(("train", "name"), [(images(1300, "digits"), "full"), (images(6000), "full"), (images(20_000), "full"),
+                                             (images(20_000), "long")])
+def test_students_of_smaller_data_take_about_as_many_steps(train: Images, name: str) -> None:
+    def steps(train: Images) -> int:
+        settings = profile(name, train, "cpu", labels=len(train) // 10)
+        pool = len(train) - settings.labels + settings.labels * settings.repeat_labels
+        return settings.student.epochs * (pool // settings.student.batch_size)
+
+    assert 0.8 < steps(train) / steps(images(50_000, "cifar10")) < 1.7
+
+
 def test_auto_profile_is_quick_on_a_cpu() -> None:
     train = images(50000)
     assert profile("auto", train, "cpu") == profile("quick", train, "cpu") != profile("full", train, "cpu")

@@ -180,7 +180,8 @@ def test_bad_targets(tiny: Pair) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_replayed_graph_is_the_plain_step(tiny: Pair, momentum: float) -> None:
+def test_replayed_graph_is_the_plain_step(tiny: Pair, momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     recipe = FAST.replace(dropout=0.0, momentum=momentum, precision="fp32")
     results = []
     for make in (make_step, plain_step):
@@ -190,8 +191,12 @@ def test_replayed_graph_is_the_plain_step(tiny: Pair, momentum: float) -> None:
         before = torch.cat([p.detach().flatten() for p in model.parameters()])
         x, y = normalise(tiny[0].images.cuda()), F.one_hot(tiny[0].labels, 2).float().cuda()
         losses = [float(step(x, y, lr)[0]) for lr in (0.01, 0.1, 0.05)]
-        results.append((losses, torch.cat([p.detach().flatten() for p in model.parameters()]) - before))
-    assert results[0][0] == pytest.approx(results[1][0], abs=1e-3)
-    # By how far the weights moved: a GPU's sums differ in the last bits from call to call, and weights that differ by 1e-5 end 3%
-    # apart here (measured on a CPU); a lost momentum or learning rate, by half and more.
-    assert (results[0][1] - results[1][1]).norm() < 0.2 * results[1][1].norm()
+        moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+        averages = {name: value.float().mean().item() for name, value in model.named_buffers()}
+        results.append((losses, moved, averages))
+    (losses, moved, averages), (plain_losses, plain_moved, plain_averages) = results
+    # A GPU's sums differ in the last bits from call to call, and three steps let that grow: weights that differ by 1e-5 end up to 9%
+    # apart (on a CPU). Without momentum they end 45% apart, with the second step's learning rate in the third 25%.
+    assert losses[:2] == pytest.approx(plain_losses[:2], abs=1e-3)
+    assert (moved - plain_moved).norm() < 0.2 * plain_moved.norm()
+    assert averages == pytest.approx(plain_averages, rel=0.2, abs=0.02)  # num_batches_tracked among them: recording leaves no trace
