@@ -52,7 +52,8 @@ class Settings:
 
 _SHORT = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise
 _LONG = Recipe(epochs=200, n=2, m=10, dropout=0.2)
-# Everywhere students see each label about as often as the supervised models do; docs/recipe.md says how these were found.
+# Everywhere students see each label about as often as the supervised models do (full: three quarters); docs/recipe.md says how
+# these were found.
 _SETTINGS = {
     "quick": Settings(_SHORT, _SHORT.replace(epochs=9), seeds=(0,), generations=1, threshold=0.8, flip_average=True, ensemble=3,
                       repeat_labels=3, ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 3), grid_ms=(5, 10),
