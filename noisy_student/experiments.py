@@ -89,7 +89,7 @@ def profile(name: str, train: Images, device: str | torch.device | None = None, 
         labels = min(known, max(2 * len(train.classes), known // 10))
     if labels is not None and labels != settings.labels:
         settings = replace(settings, labels=labels, label_counts=tuple(labels * k for k in (1, 2, 4, 10)))
-    if name == "full" and len(train) < 5000:  # of 512, a student of the digits would take 1,500 steps in place of 6,000
+    if name == "full" and len(train) < 5000:  # in batches of 512 a student of the digits would take 1,500 steps, not 6,000
         settings = replace(settings, student=settings.student.replace(batch_size=128, lr=0.1))
     recipes = {"supervised": settings.supervised, "student": settings.student}
     if not few:  # smaller data, more epochs: about as many steps as on CIFAR-10
