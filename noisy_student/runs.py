@@ -132,7 +132,7 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 
 
 def _lesson(models: Iterable[nn.Module], run: Run, train_set: Images, labelled: Tensor, pool: Tensor,
-            device: torch.device) -> tuple[Tensor, Tensor, dict[str, float | None]]:
+            device: torch.device) -> tuple[Tensor, Tensor, dict[str, float]]:
     """(places of the images that a student learns from, its targets for them, how right and how many the pseudo-labels are).
 
     labelled, pool: places of the labelled images, and of those that the models' mean prediction labels.
@@ -142,7 +142,7 @@ def _lesson(models: Iterable[nn.Module], run: Run, train_set: Images, labelled: 
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     truth = train_set.labels[pool[kept]]
     right = (targets.argmax(1) == truth)[truth >= 0].float()
-    facts = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool)}
+    facts = {"kept": len(kept.unique()) / len(pool), **({"pseudo_accuracy": 100 * float(right.mean())} if len(right) else {})}
     known = nn.functional.one_hot(train_set.labels[labelled], targets.shape[1]).float()
     return torch.cat([labelled.repeat(run.repeat_labels), pool[kept]]), torch.cat([known.repeat(run.repeat_labels, 1), targets]), facts
 
@@ -157,16 +157,13 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
     result: dict[str, Any] = {"pseudo_accuracy": None, "kept": None}
     lesson = partial(_lesson, run=run, train_set=train_set, labelled=chosen, pool=drawn.unlabeled, device=device)
     if run.teachers:
-        chosen, targets, result = lesson(store.model(teacher.key) for teacher in run.teachers)
+        chosen, targets, facts = lesson(store.model(teacher.key) for teacher in run.teachers)
+        result |= facts
         if not result["kept"]:
             raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")
 
-    def renew(epoch: int, student: nn.Module) -> tuple[Tensor, Tensor] | None:
-        if epoch < max(1, run.renew_after * run.recipe.epochs):
-            return None
-        *renewed, facts = lesson([student])
-        result.update(facts)
-        return renewed[0], renewed[1]
+    def renew(epoch: int, student: nn.Module) -> tuple[Tensor, Tensor, dict[str, float]] | None:
+        return lesson([student]) if epoch >= max(1, run.renew_after * run.recipe.epochs) else None
 
     seed = int(run.key[:8], 16)  # the key, so that a student of equal size does not start as its teacher did
     with torch.random.fork_rng(devices=[]):
@@ -185,7 +182,9 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
 
     history = train(model, train_set.images, targets, run.recipe, chosen=chosen, seed=seed, device=device, title=str(run),
                     progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint, renew=renew if run.teachers else None)
-    speed = sum(row["images"] for row in history) / sum(row["seconds"] for row in history)
+    result |= {name: history[-1][name] for name in result if name in history[-1]}  # of renewed pseudo-labels, the last
+    counted = [row for row in history if "images" in row]  # a checkpoint from before they were counted has epochs without
+    speed = sum(row["images"] for row in counted) / sum(row["seconds"] for row in counted)
     scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
     guess = predict(model, scored.images, device=device).argmax(1)
     accuracy = 100 * float((guess == scored.labels).float().mean())

@@ -161,7 +161,7 @@ def test_student_renews_its_labels(tiny: Pair, tmp_path: Path, monkeypatch: pyte
     table = go([student], tiny, tmp_path)
     assert [(epoch, given is not None) for epoch, _, given in calls] == [(0, False), (1, False), (2, True), (3, True)]
     drawn, train_set = split(tiny[0], 20, 0), tiny[0]
-    for _, average, (chosen, targets) in calls[2:]:
+    for _, average, (chosen, targets, _) in calls[2:]:
         with torch.no_grad():
             views = [train_set.images[drawn.unlabeled], train_set.images[drawn.unlabeled].flip(3)]
             expected = torch.stack([((view.float() - 127.5) / 64) for view in views])
@@ -174,7 +174,10 @@ def test_student_renews_its_labels(tiny: Pair, tmp_path: Path, monkeypatch: pyte
     right = targets[40:].argmax(1) == train_set.labels[chosen[40:]]
     assert table.pseudo_accuracy[0] == pytest.approx(100 * right.float().mean()), "of the labels of the last epoch"
     assert table.kept[0] == pytest.approx(len(chosen[40:]) / len(drawn.unlabeled))
-    assert Store(tmp_path).history(table.key[0]).images.tolist()[2:] == [len(c) // 10 * 10 for _, _, (c, _) in calls[2:]]
+    history = Store(tmp_path).history(table.key[0])
+    assert history.images.tolist()[2:] == [len(chosen) // 10 * 10 for _, _, (chosen, *_) in calls[2:]]
+    assert history.kept.isna().tolist() == [True, True, False, False]
+    assert (history.kept[3], history.pseudo_accuracy[3]) == (pytest.approx(table.kept[0]), pytest.approx(table.pseudo_accuracy[0]))
 
 
 def test_a_killed_student_renews_the_same_labels(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
