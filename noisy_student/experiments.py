@@ -37,7 +37,6 @@ class Settings:
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
     ensemble: int = 1  # trainings of the first teacher, whose mean prediction labels the images
     repeat_labels: int = 1  # how often a student's epoch sees each labelled image
-    renew_after: float = 1.0  # after this share of its epochs a student renews its own pseudo-labels before each; 1: never
     ablation_models: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # trained without each noise as well
     grid_models: tuple[str, ...] = ("Convnet5", "Resnet9")
     grid_ns: tuple[int, ...] = (1, 2, 3, 5, 8, 11, 14)

@@ -229,25 +229,6 @@ def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
     return figure
 
 
-def renewal(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """How many pseudo-labels students renew, and how right they are, by epoch; mean over the seeds."""
-    if "kept" not in history:
-        raise ValueError("no student of the table renews its pseudo-labels: set renew_after below 1, and run one first.")
-    names = ["generation", "model", "teacher", "pseudo"]
-    joined = history.dropna(subset=["kept"]).merge(table.drop_duplicates("key")[[*names, "key", "seed", "title", "device"]], on="key")
-    joined["right"] = joined.kept * joined.pseudo_accuracy
-    figure, axes = _panels(2, f"Pseudo-labels that students renew\n{_subtitle(joined, interval=False)}")
-    for axis, column, label in zip(axes, ("right", "pseudo_accuracy"),
-                                   ("kept and right, % of the unlabelled images", "right among the kept, %"), strict=True):
-        for (_, part), colour, style in zip(joined.groupby(names), cycle([BLUE, ORANGE, GREEN, RED, GREY]), cycle(["-", "--", "-.", ":"])):
-            mean, row = part.groupby("epoch")[column].mean(), part.iloc[0]
-            axis.plot(mean.index, mean, style, color=colour, lw=2, label=f"{row.model}, {row.pseudo} student of {row.teacher}")
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=9)
-    return figure
-
-
 def generations(table: pd.DataFrame) -> Figure:
     """Test accuracy, and the accuracy of the pseudo-labels learnt from, along the generations; 0 is trained on labels alone."""
     rows = table[table.experiment.isin(["students", "generations"])] if "experiment" in table else table

@@ -36,8 +36,6 @@ def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> lis
     drawn = {draw.__name__: draw(table) for draw, there in allowed.items() if there}
     if "students" in present:
         drawn["curves"] = figures.curves(history, table)
-    if "kept" in history:
-        drawn["renewal"] = figures.renewal(history, table)
     return [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
 
 

@@ -10,10 +10,10 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from .workers import helpers
 
 PSEUDO = ("none", "soft", "hard")
 # What decides how a student learns from its teacher: fields of Run and of Settings.
-STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels", "renew_after")
+STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels")
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -52,7 +52,6 @@ class Run:
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
     ensemble: int = 1  # the pseudo-labels are the mean prediction of so many trainings of the teacher
     repeat_labels: int = 1  # how often an epoch of a student sees each labelled image
-    renew_after: float = 1.0  # after this share of its epochs a student renews its pseudo-labels before each; 1: never
     member: int = 0  # trainings alike but for this differ in initial weights, order and noise
     seed: int = 0  # of the split, the initial weights, the order and the noise
     holdout: float = 0.0  # this share of the labels validates, and the test images are not looked at
@@ -61,7 +60,7 @@ class Run:
 
     def __post_init__(self) -> None:
         at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0, "seed": 0}
-        check_fields(self, {"threshold": (0, 1), "renew_after": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100),
+        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100),
                             **{name: (least, math.inf) for name, least in at_least.items()}})
         check_name("model", self.model, MODELS)
         check_name("pseudo-label kind", self.pseudo, PSEUDO)
@@ -76,13 +75,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """A hash of all fields, the teacher's included."""
-        values = asdict(self)
-        run: dict[str, Any] | None = values
-        while run:  # the youngest field counts only where it changes something: the keys of older runs hold
-            if run["renew_after"] == 1:
-                del run["renew_after"]
-            run = run["teacher"]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
 
     @cached_property
     def teachers(self) -> tuple[Run, ...]:
@@ -131,20 +124,21 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     return kept, targets[kept]
 
 
-def _lesson(models: Iterable[nn.Module], run: Run, train_set: Images, labelled: Tensor, pool: Tensor,
-            device: torch.device) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """(places of the images that a student learns from, its targets for them, how right and how many the pseudo-labels are).
-
-    labelled, pool: places of the labelled images, and of those that the models' mean prediction labels.
-    """
-    votes = [torch.cat([predict(model, train_set.images[part], flip=run.flip_average, precision=run.recipe.precision, device=device)
-                        for part in pool.split(5000)]) for model in models]  # in parts: no second copy of all images
+def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
+                        device: torch.device) -> tuple[Tensor, Tensor, dict[str, float | None]]:
+    """(indices of the unlabelled images kept, targets for them, how right and how many they are); the teachers are finished."""
+    votes = []
+    for teacher in run.teachers:
+        model = store.model(teacher.key)
+        votes += [torch.cat([predict(model, train_set.images[part], flip=run.flip_average, precision=run.recipe.precision, device=device)
+                             for part in pool.split(5000)])]  # in parts: no second copy of all images
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
+    if not len(kept):
+        raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")
     truth = train_set.labels[pool[kept]]
     right = (targets.argmax(1) == truth)[truth >= 0].float()
-    facts = {"kept": len(kept.unique()) / len(pool), **({"pseudo_accuracy": 100 * float(right.mean())} if len(right) else {})}
-    known = nn.functional.one_hot(train_set.labels[labelled], targets.shape[1]).float()
-    return torch.cat([labelled.repeat(run.repeat_labels), pool[kept]]), torch.cat([known.repeat(run.repeat_labels, 1), targets]), facts
+    facts = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool)}
+    return pool[kept], targets, facts
 
 
 def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, store: Store, device: torch.device,
@@ -155,16 +149,10 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
     chosen, validate = drawn.labeled[: run.labels - held], drawn.labeled[run.labels - held :]
     targets = nn.functional.one_hot(train_set.labels[chosen], classes).float()
     result: dict[str, Any] = {"pseudo_accuracy": None, "kept": None}
-    lesson = partial(_lesson, run=run, train_set=train_set, labelled=chosen, pool=drawn.unlabeled, device=device)
     if run.teachers:
-        chosen, targets, facts = lesson(store.model(teacher.key) for teacher in run.teachers)
-        result |= facts
-        if not result["kept"]:
-            raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")
-
-    def renew(epoch: int, student: nn.Module) -> tuple[Tensor, Tensor, dict[str, float]] | None:
-        return lesson([student]) if epoch >= max(1, run.renew_after * run.recipe.epochs) else None
-
+        more, soft, result = _learn_from_teacher(run, train_set, drawn.unlabeled, store, device)
+        chosen = torch.cat([chosen.repeat(run.repeat_labels), more])
+        targets = torch.cat([targets.repeat(run.repeat_labels, 1), soft])
     seed = int(run.key[:8], 16)  # the key, so that a student of equal size does not start as its teacher did
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -181,10 +169,9 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
             last = time.monotonic()
 
     history = train(model, train_set.images, targets, run.recipe, chosen=chosen, seed=seed, device=device, title=str(run),
-                    progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint, renew=renew if run.teachers else None)
-    result |= {name: history[-1][name] for name in result if name in history[-1]}  # of renewed pseudo-labels, the last
-    counted = [row for row in history if "images" in row]  # a checkpoint from before they were counted has epochs without
-    speed = sum(row["images"] for row in counted) / sum(row["seconds"] for row in counted)
+                    progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint)
+    size = min(run.recipe.batch_size, len(chosen))
+    speed = run.recipe.epochs * (len(chosen) // size * size) / sum(row["seconds"] for row in history)
     scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
     guess = predict(model, scored.images, device=device).argmax(1)
     accuracy = 100 * float((guess == scored.labels).float().mean())

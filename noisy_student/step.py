@@ -57,7 +57,7 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recip
 def make_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Step:
     """The fastest step for the model's device: on CUDA a replayed graph, elsewhere :func:`plain_step` itself.
 
-    What it returns is overwritten by the next call.
+    To be called with batches of one size; what it returns is overwritten by the next call.
     """
     step = plain_step(model, optimizer, recipe)
     return _replayed(step, model, optimizer) if next(model.parameters()).device.type == "cuda" else step
@@ -65,7 +65,7 @@ def make_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
 
 def _replayed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
     """``step`` as a CUDA graph: one launch in place of hundreds, which take longer than these small models' work."""
-    graphs: dict[tuple[bool, int], Recorded] = {}  # by mode and size of the batch
+    graphs: dict[bool, Recorded] = {}
 
     def record(x: Tensor, y: Tensor) -> Recorded:  # with the device of x as the current one
         inputs = (x.clone(), y.clone(), torch.zeros((), device=x.device))
@@ -88,11 +88,11 @@ def _replayed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         return graph, inputs, outputs
 
     def replay(x: Tensor, y: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
-        kind = model.training, len(x)
-        if kind not in graphs:
+        mode = model.training
+        if mode not in graphs:
             with torch.cuda.device(x.device):
-                graphs[kind] = record(x, y)
-        graph, inputs, outputs = graphs[kind]
+                graphs[mode] = record(x, y)
+        graph, inputs, outputs = graphs[mode]
         inputs[0].copy_(x)
         inputs[1].copy_(y)
         inputs[2].fill_(float(lr))

@@ -77,10 +77,7 @@ class Store:
         return json.loads(self._contents(key)["run.json"])
 
     def history(self, *keys: str) -> pd.DataFrame:
-        """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr, images, seconds; a row per run and epoch.
-
-        And, if any of the students renews its pseudo-labels, kept (their share) and pseudo_accuracy (percent of these).
-        """
+        """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr, seconds; a row per run and epoch."""
         tables = {key: pd.read_csv(BytesIO(self._contents(key)["history.csv"])) for key in keys}
         return pd.concat(tables, names=["key", None]).reset_index("key")
 

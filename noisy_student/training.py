@@ -167,17 +167,14 @@ def batches(images: Tensor, chosen: Tensor, targets: Tensor, recipe: Recipe,
 def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, chosen: Tensor | None = None, seed: int = 0,
           device: str | torch.device | None = None, title: str = "training", progress: bool = True,
           resume: tuple[State, History] | None = None,
-          checkpoint: Callable[[Callable[[], State], History], None] | None = None,
-          renew: Callable[[int, nn.Module], tuple[Tensor, Tensor, dict[str, float]] | None] | None = None) -> History:
-    """Train ``model`` in place by SGD with Nesterov momentum; returns one dict an epoch: epoch, loss, accuracy, lr, images, seconds.
+          checkpoint: Callable[[Callable[[], State], History], None] | None = None) -> History:
+    """Train ``model`` in place by SGD with Nesterov momentum; returns one dict an epoch: epoch, loss, accuracy, lr, seconds.
 
     images: uint8, N x 3 x H x W. chosen: int64, the places of those to train on; by default all. (A copy of them in place of
     ``chosen`` would take up to as much memory again.) targets: class indices or probabilities (x classes), one for each of
     these. ``seed`` decides order and noise; torch's global random state is left as it was. After each epoch ``checkpoint`` is
     called with a function that copies the state of that moment, and with the history: all that ``resume`` needs to go on from there
-    to the same weights (on a CPU to the bit). Before each epoch ``renew`` is called with the epochs trained so far and with the model,
-    its weights averaged where the recipe says so; it may give other ``chosen`` and ``targets`` (probabilities), and facts on them for
-    the epoch's dict.
+    to the same weights (on a CPU to the bit).
     Raises FloatingPointError when the loss is no longer finite.
     """
     check_images(images)
@@ -192,7 +189,7 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
     if resume is not None:
         _restore(model, optimizer, average, resume[0])
         history = list(resume[1])
-    step = make_step(model, optimizer, recipe)
+    step, steps = make_step(model, optimizer, recipe), max(1, len(chosen) // recipe.batch_size)
     bar = tqdm(range(len(history), recipe.epochs), title, recipe.epochs, initial=len(history), leave=False,
                disable=not progress, unit="epoch")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -201,10 +198,6 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # own seed an epoch: nothing to save
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
             start, seen, total, correct = time.perf_counter(), 0, torch.zeros((), device=device), torch.zeros((), device=device)
-            renewed, facts = renew and renew(epoch, model if average is None else average.module), dict[str, float]()
-            if renewed:
-                chosen, targets, facts = renewed[0].to(device), renewed[1].to(device), renewed[2]
-            steps = max(1, len(chosen) // recipe.batch_size)
             for i, (x, y) in enumerate(batches(images, chosen, targets, recipe, generator)):
                 lr = recipe.lr_at((epoch + i / steps) / recipe.epochs)
                 loss, right = step(normalise(x), y, lr)
@@ -217,7 +210,7 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
             if not math.isfinite(mean):
                 raise FloatingPointError(f"{title}: the loss is {mean} in epoch {epoch + 1} at learning rate {lr:.3g}: lower recipe.lr.")
             history.append({"epoch": epoch + 1, "loss": mean, "accuracy": 100 * float(correct) / seen, "lr": lr,
-                            "images": seen, "seconds": time.perf_counter() - start, **facts})
+                            "seconds": time.perf_counter() - start})
             bar.set_postfix(loss=f"{mean:.3f}", accuracy=f"{history[-1]['accuracy']:.1f}%",
                             images_per_s=f"{seen / history[-1]['seconds']:,.0f}")
             if checkpoint is not None and epoch + 1 < recipe.epochs:

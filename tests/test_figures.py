@@ -75,22 +75,11 @@ def history(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([{"key": key, "epoch": e, "loss": 2 / e, "accuracy": 10 * e, "lr": 0.1} for key in table.key for e in (1, 2, 3)])
 
 
-def renewed(table: pd.DataFrame) -> pd.DataFrame:
-    """A history in which students keep half of their own pseudo-labels in the second epoch, and 0.6 in the third."""
-    found = history(table)
-    if len(found):
-        own = found.key.isin(table.key[table.generation > 0])
-        found["kept"] = found.epoch.map({2: 0.5, 3: 0.6}).where(own)
-        found["pseudo_accuracy"] = found.epoch.map({2: 80.0, 3: 90.0}).where(own)
-    return found
-
-
 FROM_TABLE: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "result1": figures.result1, "result2": figures.result2, "grid": figures.grid, "ablation": figures.ablation,
     "generations": figures.generations,
     "student_ablation": lambda table: figures.student_ablation(made_ablation(table)),
     "curves": lambda table: figures.curves(history(table), table),
-    "renewal": lambda table: figures.renewal(renewed(table), table),
 }
 
 
@@ -108,15 +97,6 @@ def test_figure_says_data_seeds_and_device(name: str, seeds: int, tmp_path: Path
 def test_figure_of_an_empty_table(name: str) -> None:
     with pytest.raises(ValueError, match=r"run it first|run one first|is empty"):
         FROM_TABLE[name](made_table().iloc[:0])
-
-
-def test_renewal_draws_how_many_are_right() -> None:
-    table = made_table()
-    left, right = figures.renewal(renewed(table), table[table.experiment == "generations"]).axes
-    students = table[(table.experiment == "generations") & (table.generation > 0)]
-    assert len(left.lines) == len(right.lines) == students.generation.nunique()
-    assert [line.get_xydata().tolist() for line in left.lines] == [[[2, 40], [3, 54]]] * len(left.lines)
-    assert [line.get_xydata().tolist() for line in right.lines] == [[[2, 80], [3, 90]]] * len(left.lines)
 
 
 def test_result1_prints_means_and_the_original() -> None:

@@ -1,4 +1,3 @@
-import copy
 import json
 import os
 import platform
@@ -8,7 +7,6 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +14,6 @@ import psutil
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
 
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
@@ -86,7 +83,7 @@ def test_every_field_changes_the_key() -> None:
     alone = {"labels": 30, "seed": 1, "holdout": 0.2}  # the same for a student and its teacher
     changes = {"model": "Resnet9", "recipe": FAST.replace(lr=0.3), "teacher": replace(TEACHER, member=3), "pseudo": "hard",
                "threshold": 0.5, "balance": True, "temperature": 0.5, "repeat_labels": 2, "ensemble": 2, "member": 1,
-               "renew_after": 0.5, "flip_average": True, "data": "x", "split": "y"}
+               "flip_average": True, "data": "x", "split": "y"}
     assert {*alone, *changes} == {f.name for f in fields(Run)}
     keys = {STUDENT.key, *(replace(STUDENT, **{name: value}).key for name, value in changes.items()),
             TEACHER.key, *(replace(TEACHER, **{name: value}).key for name, value in alone.items())}
@@ -141,63 +138,6 @@ def test_ensemble_of_teachers_averages_their_predictions(tiny: Pair, tmp_path: P
     votes = [predict(Store(tmp_path).model(key), pool, device="cpu") for key in table.key[1:]]
     assert not torch.equal(*votes)
     assert torch.allclose(seen[2][20:], (votes[0] + votes[1]) / 2, atol=1e-6)
-
-
-def test_student_renews_its_labels(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two epochs on the teacher's labels, then, before each, the averaged student's own: above the threshold, sharpened."""
-    student = replace(STUDENT, recipe=FAST.replace(epochs=4, ema=0.5, lr=0.003), renew_after=0.5, threshold=0.6, temperature=0.5,
-                      flip_average=True, repeat_labels=2)
-    real, calls = runs.train, []
-
-    def watched(model: nn.Module, images: Tensor, targets: Tensor, *a: Any, renew: Any, **k: Any) -> Any:
-        def spy(epoch: int, average: nn.Module) -> Any:
-            given = renew(epoch, average)
-            calls.append((epoch, copy.deepcopy(average).eval(), given))
-            return given
-
-        return real(model, images, targets, *a, renew=spy if renew else None, **k)
-
-    monkeypatch.setattr(runs, "train", watched)
-    table = go([student], tiny, tmp_path)
-    assert [(epoch, given is not None) for epoch, _, given in calls] == [(0, False), (1, False), (2, True), (3, True)]
-    drawn, train_set = split(tiny[0], 20, 0), tiny[0]
-    for _, average, (chosen, targets, _) in calls[2:]:
-        with torch.no_grad():
-            views = [train_set.images[drawn.unlabeled], train_set.images[drawn.unlabeled].flip(3)]
-            expected = torch.stack([((view.float() - 127.5) / 64) for view in views])
-            p = torch.stack([average(view).softmax(1) for view in expected]).mean(0)
-        kept = p.max(1).values >= 0.6
-        assert 0 < kept.sum() < len(kept), "the threshold keeps some"
-        assert torch.equal(chosen, torch.cat([drawn.labeled.repeat(2), drawn.unlabeled[kept]]))
-        assert torch.allclose(targets[40:], (p**2 / (p**2).sum(1, keepdim=True))[kept], atol=1e-4)
-        assert torch.equal(targets[:40].argmax(1), train_set.labels[drawn.labeled].repeat(2)) and (targets[:40].max(1).values == 1).all()
-    right = targets[40:].argmax(1) == train_set.labels[chosen[40:]]
-    assert table.pseudo_accuracy[0] == pytest.approx(100 * right.float().mean()), "of the labels of the last epoch"
-    assert table.kept[0] == pytest.approx(len(chosen[40:]) / len(drawn.unlabeled))
-    history = Store(tmp_path).history(table.key[0])
-    assert history.images.tolist()[2:] == [len(chosen) // 10 * 10 for _, _, (chosen, *_) in calls[2:]]
-    assert history.kept.isna().tolist() == [True, True, False, False]
-    assert (history.kept[3], history.pseudo_accuracy[3]) == (pytest.approx(table.kept[0]), pytest.approx(table.pseudo_accuracy[0]))
-
-
-def test_a_killed_student_renews_the_same_labels(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = replace(STUDENT, recipe=FAST.replace(epochs=4, ema=0.5), renew_after=0.25)
-    whole = go([student], tiny, tmp_path / "whole")
-    real = Store.save_checkpoint
-
-    def stop_in_the_third(*arguments: Any) -> None:
-        real(*arguments)
-        if len(arguments[3]) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(Store, "save_checkpoint", stop_in_the_third)
-        with pytest.raises(KeyboardInterrupt):
-            go([student], tiny, tmp_path / "killed")
-    again = go([student], tiny, tmp_path / "killed")
-    assert weights(tmp_path / "whole", whole.key[0]) == weights(tmp_path / "killed", again.key[0])
-    assert whole.pseudo_accuracy[0] == again.pseudo_accuracy[0]
 
 
 def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
@@ -504,9 +444,9 @@ def test_temperature_sharpens_soft_labels() -> None:
 
 
 @pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"threshold": 2}, {"holdout": -1},
-                                    {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"renew_after": 1.5},
-                                    {"ensemble": 0}, {"ensemble": 1.5}, {"member": -1}, {"seed": -1}, {"seed": True}, {"balance": 1},
-                                    {"flip_average": 0}, {"seed": 1}, {"labels": 30}, {"holdout": 0.5}])
+                                    {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"ensemble": 0}, {"ensemble": 1.5},
+                                    {"member": -1}, {"seed": -1}, {"seed": True}, {"balance": 1}, {"flip_average": 0},
+                                    {"seed": 1}, {"labels": 30}, {"holdout": 0.5}])
 def test_bad_runs(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         replace(STUDENT, **change)  # type: ignore[arg-type]
