@@ -36,6 +36,7 @@ class Settings:
     flip_average: bool = False  # teachers average image and mirror
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
     ensemble: int = 1  # trainings of the first teacher, whose mean prediction labels the images
+    student_ensemble: int = 1  # the same for students that are teachers in their turn
     repeat_labels: int = 1  # how often a student's epoch sees each labelled image
     ablation_models: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # trained without each noise as well
     grid_models: tuple[str, ...] = ("Convnet5", "Resnet9")
@@ -228,8 +229,8 @@ def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str)
     """Students, each the teacher of the next."""
     options, runs = {name: getattr(settings, name) for name in STUDENT_OPTIONS}, list[Run]()
     for model in models:
-        # A teacher trained on few labels varies most from one training to the next, and costs least.
-        options["ensemble"] = settings.ensemble if teacher.generation == 0 else 1
+        # Two numbers: a teacher trained on few labels varies most from one training to the next, and costs least.
+        options["ensemble"] = settings.student_ensemble if teacher.teacher else settings.ensemble
         teacher = Run(model, settings.labels, settings.student, teacher, kind, seed=teacher.seed, **options)
         runs.append(teacher)
     return runs

@@ -169,7 +169,16 @@ def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
         run_experiment("student", settings, *tiny, f"{tmp_path}")
 
 
-def test_only_the_first_teacher_is_an_ensemble_and_kinds_choose_the_chains() -> None:
+def test_students_that_teach_are_ensembles_where_asked_and_the_last_is_trained_once() -> None:
+    settings = Settings(Recipe(), Recipe(), chain=("Convnet5", "Resnet9"), ensemble=5, student_ensemble=3, generations=2)
+    runs = EXPERIMENTS["generations"](settings, 0)
+    assert [run.ensemble for run in runs] == [1, 5, 3, 3]
+    assert [[(t.model, t.generation, t.member) for t in run.teachers] for run in runs[2:]] == [
+        [("Resnet9", 1, 0), ("Resnet9", 1, 1), ("Resnet9", 1, 2)], [("Resnet9", 2, 0), ("Resnet9", 2, 1), ("Resnet9", 2, 2)]]
+    assert {t.teacher for t in runs[3].teachers} == {runs[1]}, "members share their teachers"
+
+
+def test_by_default_only_the_first_teacher_is_an_ensemble_and_kinds_choose_the_chains() -> None:
     settings = Settings(Recipe(), Recipe(), ensemble=3, kinds=("hard",))
     runs = EXPERIMENTS["generations"](settings, 0)
     assert [run.ensemble for run in runs] == [1, 3, 1, 1, 1, 1] and {run.pseudo for run in runs[1:]} == {"hard"}
