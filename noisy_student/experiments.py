@@ -47,8 +47,8 @@ class Settings:
     label_recipe_steps: float = 4.0  # at most so many times the optimizer steps of the supervised run, see label_counts()
 
     def __post_init__(self) -> None:
-        check_fields(self, {"labels": (2, math.inf), "generations": (0, math.inf), "grid_seeds": (1, math.inf),
-                            "label_recipe_steps": (1, math.inf)})
+        at_least = {"labels": 2, "generations": 0, "ensemble": 1, "student_ensemble": 1, "grid_seeds": 1, "label_recipe_steps": 1}
+        check_fields(self, {name: (least, math.inf) for name, least in at_least.items()})
 
 
 _SHORT = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise

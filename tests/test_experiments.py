@@ -147,7 +147,7 @@ def test_overrides() -> None:
     ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"), ({"seeds": ()}, "not of the right kind"),
     ({"grid_ns": [1, 1]}, "names a value twice"),
     ({"grid_seeds": 0}, "grid_seeds=0 is not a number from 1"), ({"labels": 0}, "labels=0 is not a number from 2"),
-    ({"generations": -1}, "generations=-1 is not a number from 0"),
+    ({"generations": -1}, "generations=-1 is not a number from 0"), ({"student_ensemble": 0}, "student_ensemble=0 is not a number from 1"),
     ({"labels": "many"}, "not of the right kind"), ({"seeds": [0.5]}, "not of the right kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
 ])
 def test_bad_overrides(change: dict[str, object], message: str) -> None:
@@ -169,7 +169,7 @@ def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
         run_experiment("student", settings, *tiny, f"{tmp_path}")
 
 
-def test_students_that_teach_are_ensembles_where_asked_and_the_last_is_trained_once() -> None:
+def test_students_that_teach_are_ensembles_where_asked() -> None:
     settings = Settings(Recipe(), Recipe(), chain=("Convnet5", "Resnet9"), ensemble=5, student_ensemble=3, generations=2)
     runs = EXPERIMENTS["generations"](settings, 0)
     assert [run.ensemble for run in runs] == [1, 5, 3, 3]
