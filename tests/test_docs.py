@@ -48,3 +48,15 @@ def test_commands_were_found() -> None:
 def test_every_link_to_a_file_finds_it(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_the_python_in_the_readme_trains_a_teacher_and_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("## In Python") : text.index("## Layout")]
+    code = "\n".join(line.removeprefix("    ") for line in section.splitlines() if line.startswith("    "))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    exec(code, found)
+    table = found["table"]
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.pseudo) == ["none", "soft"] and table.accuracy.min() > 80  # chance gives 10
