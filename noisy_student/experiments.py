@@ -67,7 +67,7 @@ _SETTINGS = {
                      ensemble=3, repeat_labels=6, ablation_models=("Convnet5",), grid_models=("Convnet5",), grid_ns=(1, 2, 3),
                      grid_ms=(5, 10), label_counts=(5000, 10000, 20000, 50000), label_recipe_steps=1.25),
     "full": Settings(_LONG, _LONG.replace(epochs=50, batch_size=512, lr=0.4, weight_decay=5e-4, n=1, m=5), seeds=(0, 1, 2, 3, 4),
-                     generations=4, flip_average=True, ensemble=3, repeat_labels=3, label_recipe_steps=2),
+                     generations=4, threshold=0.8, flip_average=True, ensemble=3, repeat_labels=3, label_recipe_steps=2),
 }
 
 
