@@ -21,7 +21,7 @@ BIN     := .venv/bin
 
 run: .venv/installed
 	mkdir -p "$(OUT)"
-	$(BIN)/papermill data_split.ipynb "$(OUT)/data_split.ipynb" -p DATA "$(DATA)"
+	$(BIN)/papermill data_split.ipynb "$(OUT)/data_split.ipynb" -p DATA "$(DATA)" -p PROFILE "$(PROFILE)"
 	$(BIN)/papermill run.ipynb "$(OUT)/run.ipynb" -p DATA "$(DATA)" -p PROFILE "$(PROFILE)" -p OUT "$(OUT)"
 	@echo "Executed notebooks, tables and figures: $(abspath $(OUT))"
 

@@ -280,21 +280,23 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(11 if len(alone) else 6, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     left, *right = figure.subplots(1, 2 if len(alone) else 1, squeeze=False)[0]
-    kinds = {"limit": figures.GREY, "noisy_student": figures.BLUE, "usual+": figures.ORANGE, "usual": figures.RED}
+    kinds = {"limit": ("bare step", figures.GREY), "noisy_student": ("this loop", figures.BLUE),
+             "usual+": ("usual loop, same precision", figures.ORANGE), "usual": ("usual loop, fp32", figures.RED)}
     models = list(table[table.what == "noisy_student"].model.unique())
-    for i, (what, colour) in enumerate(kinds.items()):
+    for i, (what, (label, colour)) in enumerate(kinds.items()):
         rows = table[(table.what == what) & table.n.isin([0 if what == "limit" else n])].set_index("model")
-        bars = left.bar([x + (i - 1.5) * 0.2 for x in range(len(models))], rows.images_per_second[models], 0.19, color=colour, label=what)
+        bars = left.bar([x + (i - 1.5) * 0.2 for x in range(len(models))], rows.images_per_second[models], 0.19, color=colour, label=label)
         left.bar_label(bars, fmt="{:,.0f}", fontsize=6.5, rotation=90, padding=3)
     left.set(xticks=range(len(models)), xticklabels=models, ylabel="images a second", title=f"training, RandAugment({n}, 10)")
     left.yaxis.set_major_formatter("{x:,.0f}")
     left.set_ylim(top=1.3 * left.get_ylim()[1])
-    left.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", columnspacing=1)
+    left.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", columnspacing=1)
     for axes in right:
         bars = axes.barh([w.removeprefix("RandAugment: ") for w in alone.what], alone.images_per_second, color=figures.BLUE)
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=3)
         axes.set(xlabel="images a second, one core", title=f"RandAugment({n}, 10) alone")
         axes.set_xlim(right=1.2 * axes.get_xlim()[1])
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.invert_yaxis()
     return figure
 

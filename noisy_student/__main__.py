@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--root", default="data", help="where downloads and decoded images are kept (default: data)")
     p.add_argument("--size", type=int, default=32, help="pixels a side of images from a folder (default: 32)")
     p.add_argument("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
-    p.add_argument("--profile", default="auto", help=f"{', '.join(PROFILES)}; auto: full on a GPU, else quick (default: auto)")
+    p.add_argument("--profile", default="auto", help=f"{', '.join(PROFILES)}; auto: full on a CUDA GPU, else quick (default: auto)")
     p.add_argument("--experiments", default=",".join(FOUR), help="which, with commas between (default: %(default)s; "
                    f"also: {', '.join(sorted(EXPERIMENTS.keys() - FOUR))})")
     p.add_argument("--seeds", help="with commas between, for example 0,1,2 (default: the profile's)")

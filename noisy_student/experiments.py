@@ -74,13 +74,13 @@ _SETTINGS = {
 def profile(name: str, train: Images, device: str | torch.device | None = None, labels: int | None = None) -> Settings:
     """The settings of a profile for these images: "quick" (minutes on a CPU), "long" (hours on one), "full" (for a GPU).
 
-    "auto" takes full on a GPU and quick elsewhere. labels: how many labelled images; None: the profile's number. What
+    "auto" takes full on a CUDA GPU and quick elsewhere. labels: how many labelled images; None: the profile's number. What
     does not fit the data (more labels than there are, too few epochs for few images, mirroring of digits) is adapted.
     Raises ValueError for an unknown name.
     """
     check_name("profile", name, PROFILES)
     if name == "auto":
-        name = "quick" if pick_device(device).type == "cpu" else "full"
+        name = "full" if pick_device(device).type == "cuda" else "quick"
     few = name == "quick" and len(train) <= 5000
     settings = _SETTINGS["quick, few images" if few else name]
     known = int((train.labels >= 0).sum())

@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import NAMED, Images, hold_out
@@ -64,6 +65,18 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
         more = parts["unlabeled"]
         train = Images(torch.cat([train.images, more.images]), torch.cat([train.labels, more.labels]), train.classes, name)
     return train, test
+
+
+def load_pictures(paths: Sequence[str | Path], size: int = 32) -> Tensor:
+    """Single pictures as :func:`noisy_student.load` reads them, for :func:`noisy_student.predict`: uint8, N x 3 x size x size.
+
+    size: that of the images that the model was trained on. Raises OSError for a picture that cannot be read, with its path.
+    """
+    images = np.empty((len(paths), 3, size, size), np.uint8)
+    for path, image in zip(paths, images, strict=True):
+        if fault := _decode_into(image, Path(path), size):
+            raise OSError(f"{path} cannot be read ({fault}): mend it, or leave it out.")
+    return torch.from_numpy(images)
 
 
 def _list_folder(path: Path) -> tuple[Files, list[str]]:

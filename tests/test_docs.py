@@ -6,9 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from noisy_student import Images
-from noisy_student.__main__ import changes, parser
+from noisy_student.__main__ import changes, main, parser
 from noisy_student.experiments import experiment_runs, override, profile
 
 ROOT = Path(__file__).parent.parent
@@ -50,13 +51,32 @@ def test_every_link_to_a_file_finds_it(page: Path) -> None:
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
-def test_the_python_in_the_readme_trains_a_teacher_and_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def code_of(section: str, following: str) -> str:
+    """The indented lines of a section of the README."""
     text = (ROOT / "README.md").read_text()
-    section = text[text.index("## In Python") : text.index("## Layout")]
-    code = "\n".join(line.removeprefix("    ") for line in section.splitlines() if line.startswith("    "))
+    lines = text[text.index(f"## {section}") : text.index(f"## {following}")].splitlines()
+    return "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
+
+
+def test_the_python_in_the_readme_trains_a_teacher_and_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found: dict[str, object] = {}
-    exec(code, found)
+    exec(code_of("In Python", "Layout"), found)
     table = found["table"]
     assert isinstance(table, pd.DataFrame)
     assert list(table.pseudo) == ["none", "soft"] and table.accuracy.min() > 80  # chance gives 10
+
+
+def test_the_readme_labels_a_users_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "unlabeled").mkdir()
+    for name, picture in {"a": "cat/0.png", "b": "dog/0.png"}.items():
+        Image.open(folder / "test" / picture).save(folder / "unlabeled" / f"{name}.jpg", quality=95)
+    monkeypatch.chdir(folder.parent)
+    small = ["chain=Convnet5", "generations=1", "kinds=soft", "ensemble=1", "recipe.epochs=30", "recipe.batch_size=4"]
+    run = ["--data", "photos", "--experiments", "students,generations", "--out", "out/photos-quick", "--seeds", "0", "--device", "cpu"]
+    assert main([*run, *(word for change in small for word in ("--set", change))]) == 0
+    capsys.readouterr()
+    exec(code_of("Your own images", "In Python").partition("test/")[2].partition("\n")[2], {})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in printed] == [["photos/unlabeled/a.jpg", "cat"], ["photos/unlabeled/b.jpg", "dog"]]
+    assert all(50 <= int(line[2].removesuffix("%")) <= 100 for line in printed)

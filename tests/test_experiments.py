@@ -129,9 +129,12 @@ def test_students_of_smaller_data_take_about_as_many_steps(train: Images, name: 
     assert 0.8 < steps(train) / steps(images(50_000, "cifar10")) < 1.7
 
 
-def test_auto_profile_is_quick_on_a_cpu() -> None:
+def test_auto_profile_is_full_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     train = images(50000)
-    assert profile("auto", train, "cpu") == profile("quick", train, "cpu") != profile("full", train, "cpu")
+    assert profile("quick", train) != profile("full", train)
+    for device, name in {"cpu": "quick", "mps": "quick", "cuda": "full"}.items():
+        monkeypatch.setattr(experiments, "pick_device", lambda _, device=device: torch.device(device))
+        assert profile("auto", train) == profile(name, train)
     with pytest.raises(ValueError, match="unknown profile 'fast'"):
         profile("fast", train)
 

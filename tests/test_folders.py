@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from noisy_student import folders, load
+from noisy_student import folders, load, load_pictures
 
 
 def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -315,3 +315,12 @@ def test_neither_folder_nor_archive(tmp_path: Path) -> None:
 def test_folder_named_like_a_data_set_does_not_pass_for_it(folder: Path, tmp_path: Path) -> None:
     folder.rename(tmp_path / "cifar10")
     assert load(tmp_path / "cifar10", tmp_path / "root")[0].title == "cifar10-folder"
+
+
+def test_single_pictures_are_read_as_those_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    train, _ = load(folder, tmp_path / "root", size=24)
+    paths = [folder / "train" / "dog" / "2.png", folder / "train" / "cat" / "0.png"]
+    assert torch.equal(load_pictures(paths, size=24), train.images[[8, 0]])
+    paths[1].write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"0\.png cannot be read \(cannot identify"):
+        load_pictures(paths)
