@@ -21,9 +21,9 @@ BIN     := .venv/bin
 
 run: .venv/installed
 	mkdir -p "$(OUT)"
-	$(BIN)/papermill data_split.ipynb "$(OUT)/data_split.ipynb" -p DATA "$(DATA)" -p PROFILE "$(PROFILE)"
-	$(BIN)/papermill run.ipynb "$(OUT)/run.ipynb" -p DATA "$(DATA)" -p PROFILE "$(PROFILE)" -p OUT "$(OUT)"
-	@echo "Executed notebooks, tables and figures: $(abspath $(OUT))"
+	$(BIN)/papermill data_split.ipynb "$(OUT)/data_split.ipynb" -r DATA "$(DATA)" -r PROFILE "$(PROFILE)"
+	$(BIN)/papermill run.ipynb "$(OUT)/run.ipynb" -r DATA "$(DATA)" -r PROFILE "$(PROFILE)" -r OUT "$(OUT)"
+	@cd "$(OUT)" && echo "Executed notebooks, tables and figures: $$PWD"
 
 test: .venv/installed
 	$(BIN)/ruff check .

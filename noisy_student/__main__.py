@@ -85,9 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     pictures = Path(args.figures or out)
     try:
         if args.replot:
-            table, history = (pd.read_csv(Path(args.replot) / name, dtype={"teacher": str}) for name in ("runs.csv", "history.csv"))
-            table = table.fillna({"teacher": ""})
-            print(*plot_tables(table, history, pictures), sep="\n")
+            words = dict.fromkeys(("teacher", "title", "device", "key"), str)  # a folder may be called 2024, or null
+            table, history = (pd.read_csv(Path(args.replot) / name, dtype=words, keep_default_na=False, na_values=[""])
+                              for name in ("runs.csv", "history.csv"))
+            paths = plot_tables(table.fillna({"teacher": ""}), history, pictures)
+            print("\n".join(map(str, paths)) or "no figure shows these experiments")
             return 0
         device, store = pick_device(args.device), Store(args.store)
         workers = default_workers(device) if args.workers is None else args.workers

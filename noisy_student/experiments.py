@@ -86,8 +86,8 @@ def profile(name: str, train: Images, device: str | torch.device | None = None, 
     known = int((train.labels >= 0).sum())
     if labels is None and known < len(train) and train.name not in NAMED:
         labels = known  # someone's own images, some without a label: all labels there are
-    elif labels is None and settings.labels >= known:
-        labels = min(known, max(2 * len(train.classes), known // 10))
+    elif labels is None and (2 * settings.labels > known or settings.labels < 2 * len(train.classes)):
+        labels = min(known, max(2 * len(train.classes), known // 10))  # leaves most for the students, and each class two labels
     if labels is not None and labels != settings.labels:
         settings = replace(settings, labels=labels, label_counts=tuple(labels * k for k in (1, 2, 4, 10)))
     if name == "full" and len(train) < 5000:  # in batches of 512 a student of the digits would take 1,500 steps, not 6,000
@@ -108,7 +108,8 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with some values changed; a value of None leaves the profile's.
 
     Names are those of Settings, ``supervised.<parameter>``, ``student.<parameter>``, or ``recipe.<parameter>`` for both.
-    Raises ValueError for an unknown name, with the nearest valid ones, and for a value of the wrong kind.
+    Raises ValueError for an unknown name, with the nearest valid ones, for a value of the wrong kind, and for one that would
+    be left unused: an ablation model outside the chain, a label count below ``labels``.
     """
     kinds = {f.name: str(f.type) for f in fields(Settings)}
     for name, value in changes.items():
@@ -122,6 +123,11 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
             settings = replace(settings, **{name: _of_kind(kinds[name], name, value)})
         else:
             check_name("setting", name, [*kinds, *(f"recipe.{f.name}" for f in fields(Recipe))])
+    unused = sorted(set(settings.ablation_models) - set(settings.chain)) if changes.get("ablation_models") else []
+    if unused:
+        raise ValueError(f"ablation_models names {unused[0]}, which is not in the chain, {', '.join(settings.chain)}: add it there.")
+    if changes.get("label_counts") and min(settings.label_counts) < settings.labels:
+        raise ValueError(f"label_counts={list(settings.label_counts)} has a count below labels={settings.labels}: leave it out.")
     return settings
 
 

@@ -9,8 +9,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -31,7 +33,18 @@ ORIGINAL_BY_LABELS = {5000: 67.7, 6000: 69.5, 7000: 71.0, 8000: 72.0, 9000: 73.1
                       30000: 84.0, 40000: 84.9, 50000: 85.4}
 
 
+# Fonts for what matplotlib's own lacks, Korean, Chinese and Japanese class names, where the system has one.
+_CJK = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic")
+_HERE = set(font_manager.get_font_names())
+mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], *[name for name in _CJK if name in _HERE][:1]]
+
+
 # -------------------------------------------------------------------------------------------------------- helpers
+
+
+def _plain(text: str) -> str:
+    """The text as it is: between two dollar signs matplotlib would set mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _rows(table: pd.DataFrame, *experiments: str) -> pd.DataFrame:
@@ -52,7 +65,7 @@ def _subtitle(rows: pd.DataFrame, interval: bool = True) -> str:
 
 def _panels(count: int, title: str, width: float = 4.5, height: float = 4.2) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(max(6.5, width * count), height), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_plain(title), fontsize=11)
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -95,7 +108,7 @@ def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[s
 def _tiles(rows: int, columns: int, title: str, width: float, height: float) -> tuple[Figure, np.ndarray]:
     """Axes for rows x columns images, without ticks and frames."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_plain(title), fontsize=11)
     return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": [], "frameon": False})
 
 
@@ -213,10 +226,11 @@ def student_ablation(table: pd.DataFrame) -> Figure:
 def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """Loss and accuracy on the noisy training images by epoch, for the chain's supervised model and its students, if possible soft."""
     rows = _rows(table, "students")
-    kind = "soft" if "soft" in set(rows.pseudo) else "hard"
+    kind = next((kind for kind in ("soft", "hard") if kind in set(rows.pseudo)), "none")
     rows = rows[rows.pseudo.isin([kind, "none"])]
     joined = history.merge(rows[["key", "generation"]].drop_duplicates("key"), on="key")
-    figure, axes = _panels(2, f"Training on noisy images, {kind} students\n{_subtitle(rows, interval=False)}")
+    students = "" if kind == "none" else f", {kind} students"
+    figure, axes = _panels(2, f"Training on noisy images{students}\n{_subtitle(rows, interval=False)}")
     chain = rows[["generation", "model"]].drop_duplicates()
     styles = [(GREY, "-"), (GREEN, "--"), (ORANGE, "-."), (BLUE, ":"), (RED, "-")]
     for axis, column, label in zip(axes, ("loss", "accuracy"), ("loss", "training accuracy, %"), strict=True):
@@ -282,10 +296,11 @@ def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     if len(classes) <= 20:
         for (y, x), value in np.ndenumerate(share):
             axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 50 else "black")
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=9)
-        axis.set_yticks(range(len(classes)), classes, fontsize=9)
+        names = [_plain(name) for name in classes]
+        axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=9)
+        axis.set_yticks(range(len(classes)), names, fontsize=9)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(f"{title}\n{100 * np.trace(counts) / counts.sum():.1f}% right", fontsize=11)
+    axis.set_title(f"{_plain(title)}\n{100 * np.trace(counts) / counts.sum():.1f}% right", fontsize=11)
     return figure
 
 
@@ -298,17 +313,19 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
     figure, axes = _tiles(rows, 8, title, 9, 1.5 * rows + 0.6)
     for axis, i in zip(axes.flat, chosen.tolist(), strict=False):
         axis.imshow(_pixels(images[i]))
-        axis.set_title(f"{classes[int(guess[i])]} {100 * confidence[i]:.0f}%\nis {classes[int(labels[i])]}", fontsize=8)
+        axis.set_title(_plain(f"{classes[int(guess[i])]} {100 * confidence[i]:.0f}%\nis {classes[int(labels[i])]}"), fontsize=8)
     return figure
 
 
 def samples(images: Tensor, labels: Tensor, classes: Sequence[str], title: str, per_class: int = 8) -> Figure:
-    """The first images of each class, a row a class."""
+    """The first images of each class, a row a class; of many classes the first 20."""
+    if len(classes) > 20:
+        title, classes = f"{title}, the first 20 of {len(classes)} classes", classes[:20]
     figure, axes = _tiles(len(classes), per_class, title, 0.8 * per_class + 1.5, 0.8 * len(classes) + 0.6)
     for label, name in enumerate(classes):
         for axis, i in zip(axes[label], (labels == label).nonzero().flatten().tolist(), strict=False):
             axis.imshow(_pixels(images[i]))
-        axes[label, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        axes[label, 0].set_ylabel(_plain(name), rotation=0, ha="right", va="center", fontsize=9)
     return figure
 
 
@@ -322,5 +339,5 @@ def class_balance(parts: dict[str, Tensor], classes: Sequence[str], title: str) 
         axis.set_ylabel("images")
         if len(classes) <= 20:
             axis.bar_label(bars, fmt="{:,.0f}", fontsize=7)
-            axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=9)
+            axis.set_xticks(range(len(classes)), [_plain(name) for name in classes], rotation=45, ha="right", fontsize=9)
     return figure

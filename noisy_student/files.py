@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,7 +27,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # not the process's number: two containers may have the same
     try:
-        for old in path.parent.glob(f".{path.name}.*.partial"):
+        for old in path.parent.glob(f".{escape(path.name)}.*.partial"):
             with suppress(FileNotFoundError):  # its process was faster
                 if time.time() - old.lstat().st_mtime > STALE_SECONDS:
                     old.unlink()

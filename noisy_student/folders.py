@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -80,16 +81,21 @@ def load_pictures(paths: Sequence[str | Path], size: int = 32) -> Tensor:
 
 
 def _list_folder(path: Path) -> tuple[Files, list[str]]:
-    """The files of a folder, hidden ones and links that lead out of it left out; and marks that change with them."""
-    home, files = path.resolve(), Files()
+    """The files of a folder, hidden ones, linked folders and links that lead out of it left out; and marks that change with them."""
+    home, files, links = path.resolve(), Files(), list[str]()
     marks = [str(home)]
     for file in sorted(path.rglob("*")):
         inside = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if not hidden and file.is_file() and file.resolve().is_relative_to(home):
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if file.is_file() and file.resolve().is_relative_to(home):
             files[inside.as_posix()] = file
             status = file.stat()  # ctime too: copies keep the time of the original, and some tools set it
             marks.append(f"{inside.as_posix()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+        elif file.is_symlink():
+            links.append(inside.as_posix())
+    if links:
+        tqdm.write(f"{path}: not used: {len(links):,} links to folders, or out of it, {links[0]} first; put the pictures themselves there.")
     return files, marks
 
 
@@ -99,10 +105,11 @@ def _read_archive(path: Path) -> Files:
     most = min(MAX_ARCHIVE_BYTES, max(500_000_000, 20 * path.stat().st_size))  # pictures hardly shrink: more is a bomb
     try:
         for inside, size, content in _members(path):
-            total += size
-            if total > most:
+            if total + size > most:
+                total += size
                 break
             read = content()  # hidden ones too: an altered name must not hide a picture from its checksum
+            total += len(read)  # a hard link has no size of its own
             if not any(part.startswith(".") for part in inside.split("/")):
                 files[inside] = read
     except Exception as error:  # zipfile, tarfile and the decompressors raise a dozen kinds for altered bytes
@@ -127,16 +134,16 @@ class _Header(tarfile.TarInfo):
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """(name, unpacked bytes, function that reads it) of each regular file in an archive; links are not followed."""
+    """(name, unpacked bytes, function that reads it) of each regular file in an archive; symbolic links are not followed."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
-                    yield info.filename, info.file_size, partial(archive.read, info)
+                    yield info.filename.removeprefix("./"), info.file_size, partial(archive.read, info)
     else:
         with tarfile.open(path, tarinfo=_Header) as tar:
             for member in tar:
-                content = tar.extractfile(member) if member.isfile() else None
+                content = tar.extractfile(member) if member.isfile() or member.islnk() else None  # a hard link: to another member
                 if content is not None:
                     yield member.name.removeprefix("./"), member.size, content.read
             while rest := tar.fileobj.read(2**20):  # gzip and xz compare checksums at their end only
@@ -146,9 +153,12 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
 
 def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: bool) -> tuple[dict[str, Images], bool]:
     """Check the layout, then decode every picture, in parallel, with a progress bar: (the parts, whether all could be read)."""
-    tops = {n.split("/")[0] for n in files}
+    if ill := [n for n in files if any(unicodedata.category(c) in ("Cc", "Cs") for c in n)]:
+        raise ValueError(f"{path} has a name that is not UTF-8, or holds a control character: {ill[0]!a}; rename it.")
+    files = {unicodedata.normalize("NFC", n): v for n, v in files.items()}  # macOS may write the same name in two ways
+    tops = {n.split("/")[0] for n in files if "/" in n}
     if "train" not in tops and len(tops) == 1:  # the layout may lie one folder down, as archives often have it
-        files = {n.partition("/")[2]: v for n, v in files.items()}
+        files = {n.partition("/")[2]: v for n, v in files.items() if "/" in n}
     if not any(n.startswith("unlabeled/") for n in files):
         files = {n.replace("unlabelled/", "unlabeled/", 1) if n.startswith("unlabelled/") else n: v for n, v in files.items()}
     names = sorted(n for n in files if n.split("/")[0] in PARTS)
@@ -163,7 +173,7 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     if bad:
         fault = f"{path} holds an image that cannot be read: {bad[0]}{f', and {len(bad) - 1:,} more' if len(bad) > 1 else ''}"
         if not skip_unreadable:
-            raise OSError(f"{fault}; mend it, or pass skip_unreadable=True.")
+            raise OSError(f"{fault}; mend it, or pass skip_unreadable=True (--skip-unreadable).")
         tqdm.write(f"{fault}: left out.")
     parts = {}
     for part in PARTS:
@@ -179,7 +189,8 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
 def _classes(path: Path, names: list[str]) -> tuple[str, ...]:
     """Class names, sorted. Raises ValueError unless train/ holds two or more, none empty, and test/ no others."""
     found = {part: {n.split("/")[1] for n in names if n.startswith(f"{part}/") and n.count("/") >= 2} for part in PARTS}
-    folders = {p.name for p in path.glob("train/*/" if (path / "train").exists() else "*/train/*/")}  # none in an archive
+    found_there = path.glob("train/*/" if (path / "train").exists() else "*/train/*/")  # nothing in an archive
+    folders = {unicodedata.normalize("NFC", p.name) for p in found_there}
     empty = sorted(f for f in folders - found["train"] if not f.startswith("."))
     if empty:
         raise ValueError(f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty folder.")
@@ -210,5 +221,7 @@ def _decode_into(image: np.ndarray, source: Path | bytes, size: int) -> str | No
             rgb = rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR)
             image[:] = np.asarray(rgb).transpose(2, 0, 1)
             return None
+    except UnidentifiedImageError:
+        return "no format that Pillow reads"
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         return " ".join(str(error).split()) or type(error).__name__

@@ -16,6 +16,9 @@ from .files import write_whole
 from .store import Store
 from .training import predict
 
+NEEDED = {"experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout", "seed", "device", "title", "accuracy",
+          "validation_accuracy", "pseudo_accuracy", "key"}  # columns that the figures read
+
 
 def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
     """``runs.csv``, a row per run and experiment, and ``history.csv``, a row per run and epoch; each whole or not at all."""
@@ -25,8 +28,8 @@ def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
 
 def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> list[Path]:
     """Every figure that the experiments in the two tables allow: no images, no models, no GPU are needed."""
-    if "experiment" not in table:
-        raise ValueError("the table has no column 'experiment': it is not a runs.csv of this package.")
+    if missing := sorted(NEEDED - set(table.columns)):
+        raise ValueError(f"the table has no column {missing[0]!r}: it is not a runs.csv of this package.")
     present = set(table.experiment)
     without_noise = (table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))
     allowed = {figures.result1: {"baselines", "students"} <= present, figures.result2: "label_counts" in present,

@@ -59,8 +59,8 @@ class Run:
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
-        at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0, "seed": 0}
-        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100),
+        at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0}
+        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100), "seed": (0, 2**63 - 1),
                             **{name: (least, math.inf) for name, least in at_least.items()}})
         check_name("model", self.model, MODELS)
         check_name("pseudo-label kind", self.pseudo, PSEUDO)
@@ -286,9 +286,15 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
 def _teachers_first(runs: Sequence[Run]) -> list[Run]:
     """Every run once, its teachers before it."""
     ordered: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        if run.key not in ordered:  # else its teachers are there too: ensembles of ensembles have thousands of paths to them
+            for teacher in run.teachers:
+                add(teacher)
+            ordered[run.key] = run
+
     for run in runs:
-        for member in (*_teachers_first(run.teachers), run):
-            ordered.setdefault(member.key, member)
+        add(run)
     return list(ordered.values())
 
 

@@ -71,8 +71,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     by += [name for name in STUDENT_OPTIONS if (table.groupby(by)[name].nunique() > 1).any()]  # means are of one setting
     score = "validation_accuracy" if table["accuracy"].isna().all() else "accuracy"
     aggregations = {score: (score, "mean"), "std": (score, "std"), "seeds": ("seed", "nunique")}
-    if table["pseudo_accuracy"].notna().any():
-        aggregations |= {"pseudo_accuracy": ("pseudo_accuracy", "mean"), "kept": ("kept", "mean")}
+    aggregations |= {name: (name, "mean") for name in ("pseudo_accuracy", "kept") if table[name].notna().any()}
     return table.groupby(by, sort=False).agg(**aggregations).round(2).reset_index()
 
 

@@ -116,6 +116,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     try:
         device = torch.device(name)
+        check_name("device", device.type, ("cuda", "mps", "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(name)!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'.") from error

@@ -80,6 +80,8 @@ def test_saved_split_decides_how_many_labels(tmp_path: Path) -> None:
     (["--seeds", "one"], "'one' are not whole numbers"),
     (["--labels", "5000"], "5,000 labelled images wanted, but 8x8 digits has 1,300"),
     (["--device", "tpu"], "device 'tpu' cannot be used here"),
+    (["--device", "meta"], "unknown device 'meta'; valid: cuda, mps, cpu"),
+    (["--seeds", "9" * 20], f"seed={'9' * 20} is not a number from 0"),
     (["--set", "chain=['Resnet8','Resnet9']"], "unknown model 'Resnet8'; did you mean Resnet"),
     (["--set", "ablation_models=[Resnet9,Convnet4]"], "unknown model 'Convnet4'; did you mean Convnet"),  # a shell took its quotes
     (["--split", "absent.npz"], "absent.npz does not exist: make the split"),
@@ -90,6 +92,28 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(arguments: list[str], mess
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "us$_$x"])
+def test_a_folder_with_an_odd_name(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that pandas would read as numbers or gaps, and that matplotlib would set as mathematics."""
+    folder.rename(tmp_path / name)
+    (tmp_path / name / "train" / "cat").rename(tmp_path / name / "train" / "$1_$5")
+    (tmp_path / name / "test" / "cat").rename(tmp_path / name / "test" / "$1_$5")
+    monkeypatch.chdir(tmp_path)
+    small = [word for change in ("chain=Convnet5,Convnet6", "recipe.epochs=1", "recipe.n=1", "ensemble=1") for word in ("--set", change)]
+    assert main(["--data", name, "--experiments", "students", "--seeds", "0", "--device", "cpu", *small]) == 0
+    assert main(["--replot", "out", "--out", "again"]) == 0
+    drawn = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert {"curves.png", "generations.png", "confusion.png", "mistakes.png"} <= drawn
+    assert {path.name for path in (tmp_path / "again").glob("*.png")} == {"curves.png", "generations.png"}
+
+
+def test_replot_of_another_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("runs.csv", "history.csv"):
+        (tmp_path / name).write_text("experiment,teacher\nstudents,\n")
+    assert main(["--replot", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "the table has no column 'accuracy'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

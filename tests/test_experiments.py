@@ -6,6 +6,7 @@ import torch
 
 from noisy_student import Images, Recipe, Run, experiments
 from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, experiment_runs, override, profile, run_experiment
+from noisy_student.runs import prepare
 from noisy_student.statistics import summary
 
 
@@ -110,6 +111,20 @@ def test_profiles_fit_the_data(train: Images, name: str) -> None:
         assert build(settings, settings.seeds[0])
 
 
+@pytest.mark.parametrize("count", [99, 120, 199, 2000, 5200, 9000])
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_without_a_wish_most_images_are_left_to_the_students(count: int, name: str) -> None:
+    assert 20 <= profile(name, images(count), "cpu").labels <= count / 2
+
+
+def test_many_classes_have_labels_to_learn_and_to_validate_on() -> None:
+    labels = torch.arange(4000) % 200
+    train = Images(torch.zeros(4000, 3, 1, 1, dtype=torch.uint8), labels, tuple(map(str, range(200))), "photos")
+    settings = profile("quick", train, "cpu")
+    assert settings.labels == 400
+    prepare([run for name in FOUR for run in experiment_runs(name, settings)], train, train)
+
+
 def test_own_folder_with_few_labels_uses_them_all() -> None:
     settings = profile("quick", images(8000, known=300), "cpu")
     assert settings.labels == 300 and settings.label_counts == (300,)
@@ -151,6 +166,8 @@ def test_overrides() -> None:
     ({"grid_ns": [1, 1]}, "names a value twice"),
     ({"grid_seeds": 0}, "grid_seeds=0 is not a number from 1"), ({"labels": 0}, "labels=0 is not a number from 2"),
     ({"generations": -1}, "generations=-1 is not a number from 0"), ({"student_ensemble": 0}, "student_ensemble=0 is not a number from 1"),
+    ({"ablation_models": ["Resnet6"], "chain": ["Resnet9"]}, "ablation_models names Resnet6, which is not in the chain, Resnet9"),
+    ({"label_counts": [50, 80, 200], "labels": 100}, "has a count below labels=100"),
     ({"labels": "many"}, "not of the right kind"), ({"seeds": [0.5]}, "not of the right kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
 ])
 def test_bad_overrides(change: dict[str, object], message: str) -> None:

@@ -170,6 +170,18 @@ def test_mistakes_are_the_most_confident_ones(tmp_path: Path) -> None:
     drawn(figure, tmp_path)
 
 
+def test_samples_of_many_classes_are_those_of_the_first_twenty() -> None:
+    figure = figures.samples(torch.zeros(30, 3, 16, 16, dtype=torch.uint8), torch.arange(30), tuple(map(str, range(30))), "t", per_class=1)
+    assert len(figure.axes) == 20 and "the first 20 of 30 classes" in texts(figure)
+
+
+def test_curves_without_students_name_none() -> None:
+    table = made_table(1)
+    table = table[(table.experiment == "students") & (table.pseudo == "none")]
+    history = pd.DataFrame({"key": table.key.iloc[0], "epoch": [1, 2], "loss": [2.0, 1.0], "accuracy": [10.0, 20.0]})
+    assert "student" not in texts(figures.curves(history, table))
+
+
 def test_samples_and_balance(tmp_path: Path) -> None:
     labels = torch.tensor([0, 1, 1, -1, 1])
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 16, 16) * 50

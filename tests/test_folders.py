@@ -2,6 +2,7 @@ import io
 import os
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -207,6 +208,29 @@ def test_altered_archive_of_pictures_without_checksums(folder: Path, tmp_path: P
     assert refused > 15
 
 
+def linked(kind: bytes, target: str) -> tarfile.TarInfo:
+    link = tarfile.TarInfo(f"train/cat/{kind.decode()}.png")
+    link.type, link.linkname = kind, target
+    return link
+
+
+@pytest.mark.parametrize("target", ["../../etc/passwd", "/etc/passwd"])
+def test_hard_link_out_of_an_archive_is_refused(folder: Path, tmp_path: Path, target: str) -> None:
+    with tarfile.open(pack(folder, tmp_path / "photos.tar"), "a") as tar:
+        tar.addfile(linked(tarfile.LNKTYPE, target))
+    with pytest.raises(OSError, match=r"is not a sound archive .*not found"):
+        load(tmp_path / "photos.tar", tmp_path / "root")
+
+
+def test_hard_links_count_towards_the_limit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(pack(folder, tmp_path / "photos.tar"), "a") as tar:
+        for _ in range(100):
+            tar.addfile(linked(tarfile.LNKTYPE, "train/cat/0.png"))
+    monkeypatch.setattr(folders, "MAX_ARCHIVE_BYTES", 10 * sum(path.stat().st_size for path in folder.rglob("*.png")) // 5)
+    with pytest.raises(OSError, match="unpacks to more than"):
+        load(tmp_path / "photos.tar", tmp_path / "root")
+
+
 @pytest.mark.parametrize("name", ["../../escaped.png", "train/../../../escaped.png", "/tmp/noisy-student-escaped.png"])
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
 def test_hostile_members_write_nothing_outside(folder: Path, tmp_path: Path, name: str, suffix: str) -> None:
@@ -222,10 +246,8 @@ def test_hostile_members_write_nothing_outside(folder: Path, tmp_path: Path, nam
             up.size = content.tell()
             content.seek(0)
             tar.addfile(up, content)
-            for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../../etc/passwd"), (tarfile.FIFOTYPE, "")):
-                link = tarfile.TarInfo(f"train/cat/{kind.decode()}.png")
-                link.type, link.linkname = kind, target
-                tar.addfile(link)
+            for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.FIFOTYPE, "")):
+                tar.addfile(linked(kind, target))
     before = {p for p in tmp_path.rglob("*")}
     try:
         assert len(load(archive, tmp_path / "root")[0]) == 12
@@ -243,10 +265,43 @@ def test_postscript_is_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest
         load(folder, tmp_path / "root")
 
 
-def test_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path) -> None:
+def test_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture(0).save(tmp_path / "secret.png")
     (folder / "train" / "cat" / "link.png").symlink_to(tmp_path / "secret.png")
-    assert len(load(folder, tmp_path / "root")[0]) == 12
+    (folder / "unlabeled").symlink_to(folder / "test")
+    for _ in range(2):  # said each time, the images cached or not
+        assert len(load(folder, tmp_path / "root")[0]) == 12
+        assert "not used: 2 links to folders, or out of it, train/cat/link.png first" in capsys.readouterr().out
+
+
+def test_hard_links_in_an_archive_are_pictures(folder: Path, tmp_path: Path) -> None:
+    (folder / "train" / "cat" / "6.png").hardlink_to(folder / "train" / "cat" / "0.png")
+    train, _ = load(pack(folder, tmp_path / "photos.tar"), tmp_path / "root")
+    assert len(train) == 13 and torch.equal(train.images[0], train.images[6])
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(folder: Path, tmp_path: Path) -> None:
+    for part, form in {"train": "NFD", "test": "NFC"}.items():
+        (folder / part / "cat").rename(folder / part / unicodedata.normalize(form, "고양이"))
+    train, test = load(folder, tmp_path / "root")
+    assert train.classes == ("dog", unicodedata.normalize("NFC", "고양이")) and (len(train), len(test)) == (12, 6)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png"])
+def test_name_that_cannot_be_printed_is_refused(folder: Path, tmp_path: Path, name: bytes) -> None:
+    (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / os.fsdecode(name))
+    with pytest.raises(ValueError, match="a name that is not UTF-8, or holds a control character: 'train/cat/") as caught:
+        load(folder, tmp_path / "root")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("top", ["", "./", "photos/"])
+def test_a_file_beside_the_folders_of_an_archive(folder: Path, tmp_path: Path, top: str) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in folder.rglob("*.png"):
+            archive.writestr(f"{top}{path.relative_to(folder).as_posix()}", path.read_bytes())
+        archive.writestr("LICENSE.txt", "free")
+    assert len(load(tmp_path / "photos.zip", tmp_path / "root")[0]) == 12
 
 
 def test_bombs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,5 +377,5 @@ def test_single_pictures_are_read_as_those_of_a_folder(folder: Path, tmp_path: P
     paths = [folder / "train" / "dog" / "2.png", folder / "train" / "cat" / "0.png"]
     assert torch.equal(load_pictures(paths, size=24), train.images[[8, 0]])
     paths[1].write_bytes(b"no picture")
-    with pytest.raises(OSError, match=r"0\.png cannot be read \(cannot identify"):
+    with pytest.raises(OSError, match=r"0\.png cannot be read \(no format that Pillow reads\)"):
         load_pictures(paths)

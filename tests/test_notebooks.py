@@ -4,6 +4,7 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TINY = {"SEEDS": [0], "CHAIN": ["Convnet5", "Convnet6"], "GENERATIONS": 1, "GRID_NS": [1], "GRID_MS": [2, 5], "LABEL_COUNTS": [100, 200],
@@ -38,6 +39,16 @@ def test_both_notebooks(tmp_path: Path) -> None:
     execute("run.ipynb", tmp_path, **TINY, LABELS=100, SPLIT=split)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file() and ".locks" not in path.parts}
     assert before == after, "finished runs are not trained again"
+
+
+def test_split_of_one_large_class_and_many_small_ones(tmp_path: Path) -> None:
+    """The small classes' shares round the same way, and the large class makes up for all of them."""
+    for c, count in enumerate([300, *[6] * 20]):
+        (tmp_path / "photos" / "train" / f"{c:02}").mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (16, 16), i % 256).save(tmp_path / "photos" / "train" / f"{c:02}" / f"{i}.png")
+    drawn = execute("data_split.ipynb", tmp_path, DATA="photos", LABELED=30)
+    assert "disjoint, complete, stratified, saved" in printed(drawn)
 
 
 def test_error_in_a_notebook_names_the_fault(tmp_path: Path) -> None:

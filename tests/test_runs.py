@@ -17,7 +17,7 @@ import torchvision
 
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
-from noisy_student.runs import pseudo_labels
+from noisy_student.runs import prepare, pseudo_labels
 from noisy_student.workers import helpers
 
 FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
@@ -410,6 +410,17 @@ def test_holdout_that_leaves_too_few_labels_is_refused(tiny: Pair, tmp_path: Pat
     with pytest.raises(ValueError, match=r"to learn 2 classes from and .* to validate on: raise labels"):
         go([replace(TEACHER, **change)], tiny, tmp_path)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_ensembles_of_ensembles_are_listed_once(tiny: Pair) -> None:
+    """3 to the 20th paths lead to the first teachers of such a chain."""
+    run = TEACHER
+    for _ in range(20):
+        run = replace(STUDENT, teacher=run, ensemble=3)
+    _, ordered, _ = prepare([run], *tiny)
+    assert len(ordered) == len({r.key for r in ordered}) == 3 * 20 + 1
+    places = {r.key: i for i, r in enumerate(ordered)}
+    assert all(places[teacher.key] < places[r.key] for r in ordered for teacher in r.teachers)
 
 
 def test_no_run_and_no_worker(tiny: Pair, tmp_path: Path) -> None:

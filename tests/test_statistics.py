@@ -102,3 +102,6 @@ def test_summary_does_not_mix_options() -> None:
                            "accuracy": 70.0 + i, "pseudo_accuracy": math.nan, "kept": math.nan} for i, run in enumerate(runs)])
     found = summary(table)
     assert found.accuracy.tolist() == [70, 71, 72] and found.threshold.tolist() == [0, 0, 0.8] and "repeat_labels" not in found
+    assert "kept" not in found
+    shown = summary(table.assign(kept=[math.nan, 1, 0.25]))  # images without labels: how much was kept is known, how right it is not
+    assert shown.kept.tolist()[1:] == [1, 0.25] and "pseudo_accuracy" not in shown
