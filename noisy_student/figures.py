@@ -35,8 +35,7 @@ ORIGINAL_BY_LABELS = {5000: 67.7, 6000: 69.5, 7000: 71.0, 8000: 72.0, 9000: 73.1
 
 # Fonts for what matplotlib's own lacks, Korean, Chinese and Japanese class names, where the system has one.
 _CJK = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic")
-_HERE = set(font_manager.get_font_names())
-mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], *[name for name in _CJK if name in _HERE][:1]]
+mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], *[name for name in _CJK if name in font_manager.get_font_names()][:1]]
 
 
 # -------------------------------------------------------------------------------------------------------- helpers

@@ -31,7 +31,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 PARTS = ("train", "test", "unlabeled")
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded: a decompression bomb, or a mistake
 MAX_ARCHIVE_BYTES = 8_000_000_000  # unpacked, in memory; less for small archives, see _read_archive
-DECODER = 2  # to be raised when the pictures of a folder give other tensors: older caches are then not used
+DECODER = 3  # to be raised when the pictures of a folder give other tensors: older caches are then not used
 Image.init()
 FORMATS = tuple(name for name in Image.ID if name != "EPS")  # PostScript is a program, and Pillow would have it run
 FOLDER_HINT = "put each class's images into train/<class>/"
@@ -155,7 +155,11 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     """Check the layout, then decode every picture, in parallel, with a progress bar: (the parts, whether all could be read)."""
     if ill := [n for n in files if any(unicodedata.category(c) in ("Cc", "Cs") for c in n)]:
         raise ValueError(f"{path} has a name that is not UTF-8, or holds a control character: {ill[0]!a}; rename it.")
-    files = {unicodedata.normalize("NFC", n): v for n, v in files.items()}  # macOS may write the same name in two ways
+    normal = {unicodedata.normalize("NFC", n): v for n, v in files.items()}  # macOS may write the same name in two ways
+    if len(normal) < len(files):
+        twice = next(n for n in files if n not in normal)
+        raise ValueError(f"{path} has two files called {twice}, in two Unicode forms; rename one.")
+    files = normal
     tops = {n.split("/")[0] for n in files if "/" in n}
     if "train" not in tops and len(tops) == 1:  # the layout may lie one folder down, as archives often have it
         files = {n.partition("/")[2]: v for n, v in files.items() if "/" in n}

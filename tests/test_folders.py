@@ -287,6 +287,13 @@ def test_one_name_in_two_unicode_forms_is_one_class(folder: Path, tmp_path: Path
     assert train.classes == ("dog", unicodedata.normalize("NFC", "고양이")) and (len(train), len(test)) == (12, 6)
 
 
+def test_two_files_of_one_name_in_two_unicode_forms_are_refused(folder: Path, tmp_path: Path) -> None:
+    for form in ("NFD", "NFC"):
+        picture(0).save(folder / "train" / "cat" / f"{unicodedata.normalize(form, '개')}.png")
+    with pytest.raises(ValueError, match="two files called train/cat/"):
+        load(folder, tmp_path / "root")
+
+
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png"])
 def test_name_that_cannot_be_printed_is_refused(folder: Path, tmp_path: Path, name: bytes) -> None:
     (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / os.fsdecode(name))
