@@ -279,7 +279,7 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
         held = round(run.holdout * run.labels)
         if run.holdout and (held < 1 or run.labels - held < len(train_set.classes)):
             raise ValueError(f"holdout={run.holdout:g} of {run.labels} labels leaves {run.labels - held} to learn {len(train_set.classes)} "
-                             f"classes from and {held} to validate on: raise labels.")
+                             f"classes from and {held} to validate on: raise labels, or leave the grid out.")
     return bound, ordered, splits
 
 
