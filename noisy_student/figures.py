@@ -33,9 +33,9 @@ ORIGINAL_BY_LABELS = {5000: 67.7, 6000: 69.5, 7000: 71.0, 8000: 72.0, 9000: 73.1
                       30000: 84.0, 40000: 84.9, 50000: 85.4}
 
 
-# Fonts for what matplotlib's own lacks, Korean, Chinese and Japanese class names, where the system has one.
-_CJK = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic")
-mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], *[name for name in _CJK if name in font_manager.get_font_names()][:1]]
+# For Korean class names, which matplotlib's own font lacks: the first of these that the system has.
+_KOREAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic")
+mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], *[name for name in _KOREAN if name in font_manager.get_font_names()][:1]]
 
 
 # -------------------------------------------------------------------------------------------------------- helpers
