@@ -61,7 +61,7 @@ def code_of(section: str, following: str) -> str:
 def test_the_python_in_the_readme_trains_a_teacher_and_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found: dict[str, object] = {}
-    exec(code_of("In Python", "Layout"), found)
+    exec(code_of("In Python", "Results so far"), found)
     table = found["table"]
     assert isinstance(table, pd.DataFrame)
     assert list(table.pseudo) == ["none", "soft"] and table.accuracy.min() > 80  # chance gives 10
