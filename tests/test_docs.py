@@ -1,6 +1,7 @@
 import re
 import shlex
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from noisy_student.__main__ import changes, main, parser
 from noisy_student.experiments import experiment_runs, override, profile
 
 ROOT = Path(__file__).parent.parent
+T_QUANTILES = {2: 12.706, 3: 4.303, 5: 2.776}  # of Student's distribution at 0.975, by number of seeds
 
 
 def test_every_test_named_in_reliability_exists() -> None:
@@ -43,6 +45,27 @@ def test_the_command_beside_a_table_makes_its_rows(command: str, korean: str) ->
 
 def test_commands_were_found() -> None:
     assert len(COMMANDS) >= 6
+
+
+TABLES = [path.parent.name for path in sorted(ROOT.glob("results/*/runs.csv"))]
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "cifar10-jpeg-filter-seeds"])  # one row with those of -filter
+@pytest.mark.parametrize("pages", [PAGES.keys(), PAGES.values()], ids=["English", "Korean"])
+def test_the_pages_give_the_gains_of_the_rows(name: str, pages: Iterable[str]) -> None:
+    """Computed anew, with a table's t quantiles: each student's accuracy, its gain and the 95% interval."""
+    text = "".join((ROOT / page).read_text() for page in pages)
+    rows = pd.read_csv(ROOT / "results" / name / "runs.csv").drop_duplicates(["experiment", "key"])
+    plain = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"])
+    students = rows[rows.experiment.isin(["students", "generations"]) & (rows.pseudo != "none")].drop_duplicates("key")
+    pairs = students.merge(plain[["model", "seed", "accuracy"]], on=["model", "seed"], suffixes=("", "_alone"))
+    for _, group in pairs.groupby(["model", "pseudo", "generation"]):
+        gain, accuracy = group.accuracy - group.accuracy_alone, group.accuracy.mean()
+        if (seeds := len(group)) > 1:
+            # 1e-9: half a tenth is rounded up, as one does by hand
+            said = f"{gain.mean() + 1e-9:+.1f} ± {T_QUANTILES[seeds] * gain.std() / seeds**0.5:.1f}"
+            ways = (f"{accuracy:.2f}: {said}", f"{accuracy:.1f}: {said}", f"| {said.removeprefix('+')} |")
+            assert any(way in text for way in ways), ways
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
