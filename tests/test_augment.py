@@ -79,17 +79,29 @@ def test_magnitude_is_per_image() -> None:
         assert torch.equal(apply_op(images, name, m), one_by_one), name
 
 
-def test_randaugment_draws_ops_uniformly() -> None:
-    """On flat grey, the share of images that an op leaves alone is known from torchvision, and so that of all 14."""
+@pytest.mark.parametrize("n", [1, 3])
+def test_randaugment_draws_ops_uniformly(n: int) -> None:
+    """On flat grey, the share of images that an op leaves alone is known from torchvision, and so that of n drawn from all 14."""
     flat = torch.full((8000, 3, 16, 16), 128, dtype=torch.uint8)
-    out = RandAugment(1, 10)(flat, torch.Generator().manual_seed(0))
+    out = RandAugment(n, 10)(flat, torch.Generator().manual_seed(0))
     unchanged = int((out == 128).flatten(1).all(1).sum())
     magnitudes = np.arange(0.05, 10, 0.1)
     shares = []
     for name in OPS:
         signs = (-1, 1) if name in SIGNED else (1,)
         shares.append(np.mean([torch.equal(reference(name, flat[:1], s * m), flat[:1]) for m in magnitudes for s in signs]))
-    assert stats.binomtest(unchanged, 8000, float(np.mean(shares))).pvalue > 1e-3
+    assert stats.binomtest(unchanged, 8000, float(np.mean(shares)) ** n).pvalue > 1e-3
+
+
+def test_magnitudes_are_uniform_up_to_m_either_way() -> None:
+    """As TranslateX shows them: its shift of up to 15 m pixels, of an image 331 wide, is that of a white column in black."""
+    image = torch.zeros(6000, 3, 1, 331, dtype=torch.uint8)
+    image[..., 165] = 255
+    others = [name for name in OPS if name != "TranslateX"]
+    out = RandAugment(1, 6, inert=others)(image, torch.Generator().manual_seed(0))
+    shifts = 165 - (out[:, 0, 0] == 255).float().argmax(1)
+    assert stats.binomtest(int((shifts != 0).sum()), 6000, 1 / len(OPS)).pvalue > 1e-3
+    assert stats.kstest(shifts[shifts != 0], stats.uniform(-90, 180).cdf).pvalue > 1e-3
 
 
 def test_inert_ops_do_nothing() -> None:
@@ -135,6 +147,15 @@ def test_flip_crop_takes_a_window_of_the_reflected_image() -> None:
         mirrored += flipped and not plain
     assert mirrored > 0
     assert torch.equal(flip_crop(images, False, 0), images)
+
+
+def test_crops_are_uniform() -> None:
+    """Where the middle pixel comes from, of 4,000 copies of an image whose pixels are numbered."""
+    image = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16).expand(4000, 3, 16, 16)
+    middle = flip_crop(image, False, 2, torch.Generator().manual_seed(0))[:, 0, 8, 8].int()
+    row, column = middle // 16 - 6, middle % 16 - 6
+    assert row.min() == column.min() == 0 and row.max() == column.max() == 4
+    assert stats.chisquare(torch.bincount(5 * row + column, minlength=25)).pvalue > 1e-3
 
 
 def test_flip_is_a_fair_coin() -> None:

@@ -42,6 +42,7 @@ def test_students_descend_from_one_teacher() -> None:
     assert runs[3].teacher == runs[2] and runs[6].teacher == runs[5]
     assert {r.pseudo for r in (runs[4], runs[5], runs[6])} == {"hard"}
     assert runs[0] in EXPERIMENTS["baselines"](FULL, 0), "the teacher is the baseline: trained once"
+    assert runs[0].recipe == FULL.supervised and {r.recipe for r in runs[1:]} == {FULL.student}
 
 
 def test_generations_go_on_from_the_chain() -> None:

@@ -29,6 +29,16 @@ def test_noise_is_off_in_eval_mode() -> None:
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_first_weights_have_the_deviation_of_he_et_al(name: str) -> None:
+    """sqrt(2 / (k^2 outputs)), He et al. (2015), equation 14, for the backward pass."""
+    torch.manual_seed(0)
+    for module in build(name).modules():
+        if isinstance(module, torch.nn.Conv2d):
+            outputs, _, k, _ = module.weight.shape
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / (k * k * outputs)), rel=0.1)
+
+
 def test_stochastic_depth_rises_linearly() -> None:
     drops = [m.p for m in build("Resnet9", stochastic_depth=0.3).modules() if type(m).__name__ == "StochasticDepth"]
     assert drops == pytest.approx([0.1, 0.2, 0.3])

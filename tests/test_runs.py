@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ import psutil
 import pytest
 import torch
 import torchvision
+from sklearn.metrics import confusion_matrix
 
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
@@ -24,6 +27,31 @@ FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
 TEACHER = Run("Convnet5", 20, FAST)
 STUDENT = Run("Convnet6", 20, FAST, TEACHER, "soft")
 Pair = tuple[Images, Images]
+
+
+class Training(NamedTuple):
+    """What train() was given."""
+
+    model: torch.nn.Module
+    weights: list[torch.Tensor]  # before its first step
+    images: torch.Tensor
+    targets: torch.Tensor
+    chosen: torch.Tensor
+    seed: int
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
+    """Every training from now on."""
+    seen, real = [], runs.train
+
+    def spy(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor, *args: object, **options: object) -> object:
+        start = [p.detach().clone() for p in model.parameters()]
+        seen.append(Training(model, start, images, targets, options["chosen"], options["seed"]))  # type: ignore[arg-type]
+        return real(model, images, targets, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs, "train", spy)
+    return seen
 
 
 def go(runs: list[Run], data: Pair, store: Path, **options: object) -> pd.DataFrame:
@@ -108,36 +136,94 @@ def test_key_is_the_same_in_another_process(tmp_path: Path) -> None:
     assert out.stdout.strip() == STUDENT.key
 
 
-def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
     """Training images are even, test images odd, pixel by pixel: all that train() gets must be even, and labelled right."""
     even = Images(tiny[0].images // 2 * 2, tiny[0].labels, tiny[0].classes, "tiny")
     odd = Images(tiny[1].images // 2 * 2 + 1, tiny[1].labels, tiny[1].classes, "tiny")
-    seen, real = [], runs.train
-    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append((x, k["chosen"], t)), real(m, x, t, *a, **k))[1])
     go([STUDENT, replace(TEACHER, holdout=0.2)], (even, odd), tmp_path)
-    assert all((x % 2 == 0).all() for x, _, _ in seen)
-    assert [len(chosen) for _, chosen, _ in seen] == [20, 60, 16]
+    assert all((t.images % 2 == 0).all() for t in trainings)
+    assert [len(t.chosen) for t in trainings] == [20, 60, 16]
     labelled = split(even, 20, 0).labeled
-    assert torch.equal(seen[1][2][:20].argmax(1), even.labels[labelled]) and torch.equal(seen[1][1][:20], labelled)
+    assert torch.equal(trainings[1].targets[:20].argmax(1), even.labels[labelled]) and torch.equal(trainings[1].chosen[:20], labelled)
 
 
-def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, real = [], runs.train
-    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append(x[k["chosen"]]), real(m, x, t, *a, **k))[1])
+def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
     go([replace(STUDENT, repeat_labels=3)], tiny, tmp_path)
-    assert [len(x) for x in seen] == [20, 3 * 20 + 40] and torch.equal(seen[1][:20], seen[1][40:60])
+    (teacher, student), labelled = trainings, split(tiny[0], 20, 0).labeled
+    assert torch.equal(teacher.chosen, labelled) and torch.equal(student.chosen[:60], labelled.repeat(3)) and len(student.chosen) == 60 + 40
+    assert torch.equal(student.targets[:60].argmax(1), tiny[0].labels[labelled.repeat(3)])
 
 
-def test_ensemble_of_teachers_averages_their_predictions(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = replace(STUDENT, ensemble=2)
-    seen, real = [], runs.train
-    monkeypatch.setattr(runs, "train", lambda m, x, t, *a, **k: (seen.append(t), real(m, x, t, *a, **k))[1])
-    table = go([student, TEACHER, replace(TEACHER, member=1)], tiny, tmp_path)
-    assert len(seen) == 3, "the teacher of the student is the run without one, trained once"
+def test_ensemble_of_teachers_averages_their_predictions(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
+    table = go([replace(STUDENT, ensemble=2), TEACHER, replace(TEACHER, member=1)], tiny, tmp_path)
+    assert len(trainings) == 3, "the teacher of the student is the run without one, trained once"
     pool = tiny[0].images[split(tiny[0], 20, 0).unlabeled]
     votes = [predict(Store(tmp_path).model(key), pool, device="cpu") for key in table.key[1:]]
     assert not torch.equal(*votes)
-    assert torch.allclose(seen[2][20:], (votes[0] + votes[1]) / 2, atol=1e-6)
+    assert torch.allclose(trainings[2].targets[20:], (votes[0] + votes[1]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{}, {"flip_average": True}, {"recipe": FAST.replace(precision="bf16")}, {"threshold": 1.0},
+                                    {"balance": True}])
+def test_each_unlabelled_image_has_its_teachers_label(tiny: Pair, tmp_path: Path, trainings: list[Training],
+                                                      change: dict[str, object]) -> None:
+    """And the table says how many of the kept ones are right, and what share of the images is kept.
+
+    30 dark images and 10 bright ones; a fifth of each bears the other's name, so that a teacher that tells them apart is not always right.
+    """
+    some = [i for i in range(60) if i % 2 == 0 or i % 3 == 0]
+    truth = tiny[0].labels[some].clone()
+    truth[::5] = 1 - truth[::5]
+    train = Images(tiny[0].images[some], truth, tiny[0].classes, "tiny")
+    teacher = replace(TEACHER, recipe=FAST.replace(epochs=10, n=0, dropout=0.0, lr=0.02))
+    pool = split(train, 20, 0).unlabeled
+    votes = predict(Store(tmp_path).model(go([teacher], (train, tiny[1]), tmp_path).key[0]), train.images[pool], device="cpu")
+    if "threshold" in change:
+        change = {"threshold": float(votes.max(1).values.median())}
+    row = go([replace(STUDENT, teacher=teacher, **change)], (train, tiny[1]), tmp_path).iloc[0]  # type: ignore[arg-type]
+    more, labels = trainings[1].chosen[20:], trainings[1].targets[20:]
+    options = {"flip": "flip_average" in change, "precision": "bf16" if "recipe" in change else "fp32"}
+    assert torch.allclose(labels, predict(trainings[0].model, train.images[more], device="cpu", **options), atol=1e-6)  # type: ignore[arg-type]
+    right, kept = labels.argmax(1) == truth[more], set(more.tolist())
+    assert 0 < right.sum() < len(right) and row.pseudo_accuracy == pytest.approx(100 * right.float().mean().item())
+    assert kept <= set(pool.tolist()) and row.kept == len(kept) / 20
+    assert (len(kept) < 20) == ("threshold" in change or "balance" in change) and (len(kept) < len(more)) == ("balance" in change)
+
+
+def test_held_out_labels_are_scored_and_not_trained_on(tiny: Pair, tmp_path: Path, trainings: list[Training],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = []
+    monkeypatch.setattr(runs, "predict", lambda m, x, **k: (scored.append(x), predict(m, x, **k))[1])
+    table = go([TEACHER, replace(TEACHER, holdout=0.25)], tiny, tmp_path)
+    labelled = split(tiny[0], 20, 0).labeled
+    whole, held = trainings
+    assert torch.equal(whole.chosen, labelled) and torch.equal(scored[0], tiny[1].images)
+    others = labelled[~torch.isin(labelled, held.chosen)]
+    assert len(held.chosen) == 15 and len(others) == 5 and torch.equal(scored[1], tiny[0].images[others])
+    assert pd.isna(table.accuracy[1]) and pd.isna(table.validation_accuracy[0])
+    right = predict(held.model, tiny[0].images[others], device="cpu").argmax(1) == tiny[0].labels[others]
+    assert table.validation_accuracy[1] == pytest.approx(100 * right.float().mean().item())
+
+
+def test_noise_of_the_recipe_is_that_of_the_model(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
+    go([replace(TEACHER, model="Resnet9", recipe=FAST.replace(dropout=0.3, stochastic_depth=0.6))], tiny, tmp_path)
+    noise = [m.p for m in trainings[0].model.modules() if type(m).__name__ in ("Dropout", "StochasticDepth")]
+    assert noise == pytest.approx([0.2, 0.4, 0.6, 0.3])
+
+
+def test_each_training_has_its_own_first_weights_and_seed(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
+    """A further training of the same teacher, one of another split, and a student of equal size among them."""
+    go([TEACHER, replace(TEACHER, member=1), replace(TEACHER, seed=1), replace(STUDENT, model="Convnet5")], tiny, tmp_path)
+    assert len(trainings) == 4
+    for a, b in combinations(trainings, 2):
+        assert a.seed != b.seed and not torch.equal(a.weights[0], b.weights[0])
+
+
+def test_confusion_has_a_row_for_each_true_class(tiny: Pair, tmp_path: Path) -> None:
+    key = go([replace(TEACHER, recipe=FAST.replace(lr=1e-9))], tiny, tmp_path).key[0]
+    guess = predict(Store(tmp_path).model(key), tiny[1].images, device="cpu").argmax(1)
+    expected = confusion_matrix(tiny[1].labels, guess)
+    assert Store(tmp_path).record(key)["result"]["confusion"] == expected.tolist() != expected.T.tolist()
 
 
 def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
@@ -239,11 +325,6 @@ def test_error_among_workers_reaches_the_caller(tiny: Pair, tmp_path: Path) -> N
     bad = [replace(TEACHER, recipe=FAST.replace(lr=1e6, schedule="constant", epochs=30), seed=seed) for seed in (0, 1)]
     with pytest.raises(FloatingPointError, match="lower recipe"):
         go(bad, tiny, tmp_path, workers=2)
-
-
-def test_holdout_does_not_score_the_test_images(tiny: Pair, tmp_path: Path) -> None:
-    row = go([replace(TEACHER, holdout=0.25)], tiny, tmp_path).iloc[0]
-    assert pd.isna(row.accuracy) and 0 <= row.validation_accuracy <= 100
 
 
 @pytest.mark.parametrize("name", ["run.json", "history.csv", "model.safetensors", "SHA256SUMS"])
@@ -429,9 +510,10 @@ def test_no_run_and_no_worker(tiny: Pair, tmp_path: Path) -> None:
         go([TEACHER], tiny, tmp_path, workers=0)
 
 
-def test_saved_split(tiny: Pair, tmp_path: Path) -> None:
+def test_saved_split(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
     drawn = split(tiny[0], 20, seed=7)
     table = go([TEACHER], tiny, tmp_path, saved_split=drawn)
+    assert torch.equal(trainings[0].chosen, drawn.labeled)
     assert Store(tmp_path).record(table.key[0])["run"]["split"] == drawn.key
     with pytest.raises(ValueError, match="other data"):
         go([TEACHER], (tiny[1], tiny[0]), tmp_path, saved_split=drawn)

@@ -1,15 +1,17 @@
 import dataclasses
+from itertools import combinations
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from noisy_student import Recipe, build, evaluate, predict, train
+from noisy_student import Recipe, build, evaluate, predict, train, training
 from noisy_student.data import Images
 from noisy_student.step import make_step, plain_step, sgd, uses_bf16
-from noisy_student.training import normalise
+from noisy_student.training import batches, normalise
 
 FAST = Recipe(epochs=2, batch_size=20, n=1, precision="fp32")
+SILENT = FAST.replace(n=0, flip=False, crop=0, dropout=0.0, weight_decay=0.0)
 Pair = tuple[Images, Images]
 
 
@@ -45,18 +47,89 @@ def test_chosen_images_are_those_trained_on(tiny: Pair) -> None:
     assert same(trained(images, labels[chosen], FAST, chosen=chosen), trained(images[chosen], labels[chosen], FAST))
 
 
-def test_first_step_is_plain_sgd(tiny: Pair) -> None:
-    """One step without noise, momentum or decay, by hand."""
+def test_steps_are_those_of_the_formulas(tiny: Pair) -> None:
+    """Four by hand: one cycle, Nesterov momentum as PyTorch has it (after Sutskever et al., 2013), L2 penalty, label smoothing."""
     images, labels = tiny[0].images[:20], tiny[0].labels[:20]
-    recipe = Recipe(epochs=1, batch_size=20, lr=0.1, schedule="constant", momentum=0, weight_decay=0, n=0, flip=False, crop=0,
-                    dropout=0.0, precision="fp32")
+    recipe = SILENT.replace(epochs=4, lr=0.1, momentum=0.8, weight_decay=0.05, label_smoothing=0.2)
     torch.manual_seed(0)
     model = build("Convnet5", 2, dropout=0.0)
-    F.cross_entropy(model((images.float() - 127.5) / 64), labels).backward()
-    expected = {k: p.detach() - 0.1 * p.grad for k, p in model.named_parameters()}
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    targets = 0.8 * F.one_hot(labels, 2) + 0.2 / 2
+    for lr in (0, 0.1, 0.1 * 2 / 3, 0.1 / 3):
+        model.zero_grad()
+        (-(targets * model((images.float() - 127.5) / 64).log_softmax(1)).sum(1).mean()).backward()
+        with torch.no_grad():
+            for p, v in zip(model.parameters(), velocity, strict=True):
+                gradient = p.grad + 0.05 * p
+                v.mul_(0.8).add_(gradient)
+                p -= lr * (gradient + 0.8 * v)
     ours = trained(images, labels, recipe)
-    for name, value in expected.items():
-        assert torch.allclose(ours[name], value, atol=1e-5), name
+    for name, value in model.state_dict().items():
+        assert torch.allclose(ours[name], value, atol=1e-4), name
+
+
+def test_learning_rate_changes_with_every_step(tiny: Pair) -> None:
+    """Three steps an epoch, four epochs: the last step of each lies 2, 5, 8 and 11 twelfths along the cycle."""
+    model = build("Convnet5", 2)
+    history = train(model, tiny[0].images, tiny[0].labels, FAST.replace(epochs=4, lr=0.4), device="cpu", progress=False)
+    assert [h["lr"] for h in history] == pytest.approx([0.4 * 2 / 3, 0.4 * 7 / 9, 0.4 * 4 / 9, 0.4 / 9])
+
+
+def test_ema_is_the_average_of_the_weights_after_each_step(tiny: Pair) -> None:
+    images, labels = tiny[0].images[:20], tiny[0].labels[:20]
+    recipe, steps = SILENT.replace(epochs=4, lr=0.05, schedule="constant"), []
+    last = trained(images, labels, recipe, checkpoint=lambda state, history: steps.append(state()))
+    averaged = trained(images, labels, recipe.replace(ema=0.7))
+    for name, value in last.items():
+        if value.is_floating_point():
+            expected, *later = [step[f"model.{name}"] for step in steps] + [value]
+            for weights in later:
+                expected = 0.7 * expected + 0.3 * weights
+            assert torch.allclose(averaged[name], expected, atol=1e-5), name
+
+
+def test_input_noise_is_that_of_the_recipe() -> None:
+    """Images whose channels have their full range, so that of all ops of magnitude 0 only Equalize changes them."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    images[:, :, 0, 0], images[:, :, 0, 1] = 0, 255
+
+    def noisy(**noise: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """One batch of all images, and the same without noise."""
+        recipe = SILENT.replace(batch_size=60, **noise)
+        (batch,) = batches(images, torch.arange(60), torch.arange(60), recipe, torch.Generator().manual_seed(1))
+        assert sorted(batch[1].tolist()) == list(range(60))
+        return batch[0], images[batch[1]]  # the targets are the images' numbers
+
+    def change(**noise: object) -> float:
+        ours, plain = noisy(**noise)
+        return float((ours.float() - plain.float()).abs().mean())
+
+    ours, plain = noisy(flip=True)
+    mirrored = (ours == plain.flip(3)).flatten(1).all(1)
+    assert ((ours == plain).flatten(1).all(1) ^ mirrored).all() and 15 < mirrored.sum() < 45
+    assert change() == 0 < change(crop=1) and 0 < change(n=1, m=1) < change(n=1, m=10) < change(n=3, m=10)
+    assert change(n=14, m=0) > 0 == change(n=14, m=0, fault_equalize=True)
+
+
+def test_order_and_noise_differ_from_epoch_to_epoch_and_from_seed_to_seed(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(training, "normalise", lambda x: (seen.append(x), normalise(x))[1])
+    for seed in (0, 1):
+        trained(tiny[0].images, tiny[0].labels, FAST.replace(batch_size=60), seed=seed)
+    assert len(seen) == 4 and not any(torch.equal(a, b) for a, b in combinations(seen, 2))
+
+
+def test_dropout_differs_from_epoch_to_epoch_and_from_seed_to_seed() -> None:
+    """Twenty equal images, so that their order does not count, and a learning rate that leaves the weights alone."""
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).repeat(20, 1, 1, 1)
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(0)
+        recipe = SILENT.replace(epochs=2, lr=1e-9)
+        history = train(build("Convnet5", 2, dropout=0.5), images, torch.zeros(20).long(), recipe, seed=seed, device="cpu", progress=False)
+        losses += [h["loss"] for h in history]
+    assert all(abs(a - b) > 1e-4 for a, b in combinations(losses, 2))
 
 
 def test_fault_eval_stops_batch_norm_after_the_first_epoch(tiny: Pair) -> None:
