@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 import torch
@@ -19,7 +20,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from noisy_student import Images, Split, load, split
-from noisy_student.data import hold_out
+from noisy_student.data import data_key, hold_out
 
 
 def labelled(labels: list[int], classes: int, unknown: int = 0) -> Images:
@@ -267,3 +268,10 @@ def test_fingerprint_says_everything() -> None:
               Images(base.images.view(4, 3, 8, 32), base.labels, base.classes, "made")]
     assert len({i.fingerprint for i in [base, *others]}) == 5
     assert labelled([0, 1, 0, 1], 2).fingerprint == base.fingerprint
+    assert len({data_key(*pair) for pair in ((base, base), (base, others[0]), (others[0], base))}) == 3, "of both, in their order"
+
+
+def test_digits_are_those_of_the_committed_rows() -> None:
+    """Pixels, labels, and which of them are held out."""
+    rows = pd.read_csv(Path(__file__).parent.parent / "results" / "digits-quick" / "runs.csv")
+    assert set(rows.data) == {data_key(*load("digits"))}

@@ -6,7 +6,7 @@ import torch
 
 from noisy_student import Images, Recipe, Run, experiments
 from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, experiment_runs, override, profile, run_experiment
-from noisy_student.runs import prepare
+from noisy_student.runs import STUDENT_OPTIONS, prepare
 from noisy_student.statistics import summary
 
 
@@ -45,6 +45,14 @@ def test_students_descend_from_one_teacher() -> None:
     assert runs[0].recipe == FULL.supervised and {r.recipe for r in runs[1:]} == {FULL.student}
 
 
+def test_students_have_the_options_of_the_settings() -> None:
+    options = {"threshold": 0.7, "balance": True, "flip_average": True, "temperature": 0.5, "ensemble": 2, "repeat_labels": 3}
+    assert set(options) == set(STUDENT_OPTIONS) and not options.items() & asdict(FULL).items()
+    settings = override(FULL, {**options, "student_ensemble": 2})
+    students = [run for run in EXPERIMENTS["generations"](settings, 0) if run.teacher]
+    assert len(students) == 5 and all(getattr(run, name) == value for run in students for name, value in options.items())
+
+
 def test_generations_go_on_from_the_chain() -> None:
     runs = EXPERIMENTS["generations"](FULL, 0)
     assert [r.generation for r in runs] == [0, 1, 2, 3, 4, 5] and [r.model for r in runs[3:]] == ["Resnet9"] * 3
@@ -53,7 +61,7 @@ def test_generations_go_on_from_the_chain() -> None:
 
 def test_label_counts_bound_the_steps() -> None:
     runs = EXPERIMENTS["label_counts"](FULL, 0)
-    assert [r.labels for r in runs] == list(FULL.label_counts)
+    assert [r.labels for r in runs] == list(FULL.label_counts) and {r.model for r in runs} == {FULL.chain[-1]}
     assert [r.recipe.epochs for r in runs if r.labels <= 20000] == [8] * 7
     steps = [r.labels * r.recipe.epochs for r in runs]
     assert max(steps) <= 4.3 * steps[0]

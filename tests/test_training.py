@@ -170,8 +170,14 @@ def test_predictions_have_no_noise(tiny: Pair) -> None:
     images = tiny[1].images
     assert torch.equal(predict(noisy, images, device="cpu"), predict(plain, images, device="cpu"))
     assert noisy.training
-    flipped = predict(plain, images.flip(3), flip=True, device="cpu")
-    assert torch.allclose(flipped, predict(plain, images, flip=True, device="cpu"), atol=1e-6)
+
+
+def test_flip_averages_the_probabilities_of_image_and_mirror(tiny: Pair) -> None:
+    torch.manual_seed(0)
+    model, images = build("Resnet9", 2), tiny[1].images
+    image, mirror = (predict(model, x, device="cpu") for x in (images, images.flip(3)))
+    assert torch.allclose(predict(model, images, flip=True, device="cpu"), (image + mirror) / 2, atol=1e-6)
+    assert (image - mirror).abs().max() > 0.01
 
 
 def test_predictions_do_not_depend_on_batch_size_or_order(tiny: Pair) -> None:
