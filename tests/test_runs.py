@@ -520,9 +520,10 @@ def test_saved_split(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> N
 
 
 def test_filter_and_balance() -> None:
-    p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3], [0.3, 0.7], [0.45, 0.55]])
+    p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.75, 0.25], [0.3, 0.7], [0.45, 0.55]])
     kept, targets = pseudo_labels(p, replace(STUDENT, threshold=0.65))
     assert kept.tolist() == [0, 2, 3, 4] and torch.allclose(targets, p[kept])
+    assert pseudo_labels(p, replace(STUDENT, threshold=0.75))[0].tolist() == [0, 2, 3], "what is just as sure is kept"
     kept, targets = pseudo_labels(p, replace(STUDENT, threshold=0.65, balance=True, pseudo="hard"))
     assert sorted(kept.tolist()) == [0, 2, 4, 4] and targets.sum(0).tolist() == [2, 2]
 

@@ -247,7 +247,14 @@ def test_recipe_out_of_range(change: dict[str, object]) -> None:
 def test_recipe_names() -> None:
     with pytest.raises(ValueError, match="did you mean epochs"):
         Recipe().replace(epoch=3)
-    assert dataclasses.asdict(Recipe.original())["lr"] == 0.001
+
+
+def test_the_originals_recipe() -> None:
+    """As the term project had it; everything that came later is off."""
+    wanted = {"epochs": 1000, "batch_size": 100, "lr": 0.001, "schedule": "constant", "momentum": 0.9, "weight_decay": 0.001, "n": 5,
+              "m": 10, "flip": False, "crop": 0, "dropout": 0.5, "label_smoothing": 0, "stochastic_depth": 0, "ema": 0, "precision": "auto"}
+    for faults in (False, True):
+        assert dataclasses.asdict(Recipe.original(faults)) == {**wanted, "fault_eval": faults, "fault_equalize": faults}
 
 
 def test_bad_targets(tiny: Pair) -> None:
