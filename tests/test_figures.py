@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 
 from noisy_student import Recipe, figures
 from noisy_student.augment import OPS, apply_op
@@ -108,6 +110,70 @@ def test_result1_prints_means_and_the_original() -> None:
         assert f"{number:.1f}" in said
     assert "original" not in texts(figures.result1(made_table(title="8x8 digits")))
     assert "original" not in texts(figures.result1(made_table(title="cifar10-folder")))
+
+
+def bars(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """Means and half intervals drawn, by the legend's label."""
+    found = {}
+    for container in axis.containers:
+        line, _, (intervals,) = container
+        ends = [segment[:, 1] for segment in intervals.get_segments()]
+        found[str(container.get_label())] = list(line.get_ydata()), [(high - low) / 2 for low, high in ends]
+    return found
+
+
+def students_t(groups: Iterable[pd.Series]) -> tuple[object, object]:
+    """Means and half widths of their 95% intervals, by SciPy."""
+    values = list(groups)
+    halves = [stats.t.interval(0.95, len(v) - 1, v.mean(), stats.sem(v))[1] - v.mean() for v in values]
+    return pytest.approx([v.mean() for v in values]), pytest.approx(halves)
+
+
+def test_result1_and_ablation_show_means_and_intervals() -> None:
+    table = made_table()
+    plain, students = (table[table.experiment == name] for name in ("baselines", "students"))
+    noisy = plain[(plain.n == 2) & (plain.dropout == 0.5)]
+    found = bars(figures.result1(table).axes[0])
+    assert found["supervised"] == students_t(noisy[noisy.model == m].accuracy for m in CHAIN)
+    for kind in ("hard", "soft"):
+        ours = students[students.pseudo == kind]
+        assert found[f"{kind} student"] == students_t(ours[ours.model == m].accuracy for m in CHAIN[1:])
+    found = bars(figures.ablation(table).axes[0])
+    for label, (n, dropout) in {"all noise": (2, 0.5), "no RandAugment": (0, 0.5), "no dropout": (2, 0), "neither": (0, 0)}.items():
+        part = plain[(plain.n == n) & (plain.dropout == dropout)]
+        assert found[label] == students_t(part[part.model == m].accuracy for m in CHAIN)
+
+
+def test_generations_show_means_and_intervals() -> None:
+    table = made_table()
+    table = table[table.experiment == "generations"]
+    accuracy, labels = (bars(axis) for axis in figures.generations(table).axes)
+    assert accuracy["soft student"] == students_t(group for _, group in table.groupby("generation").accuracy)
+    assert labels["soft student"][0] == pytest.approx([60 + 3 * g for g in range(1, 6)])
+
+
+def test_result2_shows_the_curve_and_where_the_students_cross_it() -> None:
+    table = made_table()
+    counts = table[table.experiment == "label_counts"].groupby("labels").accuracy.mean()
+    soft = table[(table.experiment == "generations") & (table.generation == 5)].accuracy.mean()
+    table.loc[table.generation == 5, "accuracy"] -= soft - 68  # within the curve, 60 to 93
+    axis = figures.result2(table).axes[0]
+    curve, (crossing,) = axis.lines[0], [line for line in axis.lines if line.get_marker() == "^"]
+    assert list(curve.get_xdata()) == list(counts.index) and list(curve.get_ydata()) == pytest.approx(list(counts))
+    wanted = 2 ** np.interp(68, counts, np.log2(counts.index))
+    assert (crossing.get_xdata()[0], crossing.get_ydata()[0]) == pytest.approx((wanted, 68), rel=1e-3)  # type: ignore[index]
+
+
+def test_curves_show_each_generations_mean() -> None:
+    table = made_table()
+    rows = table[(table.experiment == "students") & (table.pseudo != "hard")]
+    runs = history(table)
+    runs["loss"] = runs.key.astype(int) / runs.epoch
+    loss, accuracy = figures.curves(runs, table).axes
+    for generation, line in enumerate(loss.lines):
+        keys = rows[rows.generation == generation].key.astype(int)
+        assert list(line.get_ydata()) == pytest.approx([keys.mean() / e for e in (1, 2, 3)])
+    assert len(loss.lines) == 4 and list(accuracy.lines[0].get_ydata()) == [10, 20, 30]
 
 
 def test_grid_shows_every_cell_and_frames_the_best() -> None:
