@@ -14,6 +14,7 @@ from scipy import stats
 
 from noisy_student import Recipe, figures
 from noisy_student.augment import OPS, apply_op
+from noisy_student.report import last_student, teacher_of
 from noisy_student.runs import STUDENT_OPTIONS
 
 CHAIN = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
@@ -138,6 +139,8 @@ def test_result1_and_ablation_show_means_and_intervals() -> None:
     for kind in ("hard", "soft"):
         ours = students[students.pseudo == kind]
         assert found[f"{kind} student"] == students_t(ours[ours.model == m].accuracy for m in CHAIN[1:])
+    again = ours[ours.model == "Resnet9"].assign(generation=4, accuracy=90.0)
+    assert bars(figures.result1(pd.concat([table, again])).axes[0])["soft student"][0][-1] == 90, "of two in a chain the last"
     found = bars(figures.ablation(table).axes[0])
     for label, (n, dropout) in {"all noise": (2, 0.5), "no RandAugment": (0, 0.5), "no dropout": (2, 0), "neither": (0, 0)}.items():
         part = plain[(plain.n == n) & (plain.dropout == dropout)]
@@ -239,6 +242,17 @@ def test_mistakes_are_the_most_confident_ones(tmp_path: Path) -> None:
 def test_samples_of_many_classes_are_those_of_the_first_twenty() -> None:
     figure = figures.samples(torch.zeros(30, 3, 16, 16, dtype=torch.uint8), torch.arange(30), tuple(map(str, range(30))), "t", per_class=1)
     assert len(figure.axes) == 20 and "the first 20 of 30 classes" in texts(figure)
+
+
+def test_the_last_student_is_the_soft_one_and_its_teacher_that_before_it() -> None:
+    table = made_table()
+    last = last_student(table)
+    teacher = teacher_of(last, table)
+    assert [(r.model, r.pseudo, r.generation, r.seed) for r in (last, teacher)] == [("Resnet9", "soft", 3, 0), ("Resnet6", "soft", 2, 0)]
+    hard = last_student(table[table.pseudo != "soft"])
+    assert (hard.pseudo, hard.generation) == ("hard", 3) and teacher_of(hard, table).pseudo == "hard"
+    first = table[(table.experiment == "students") & (table.generation == 1) & (table.pseudo == "soft")].iloc[0]
+    assert (teacher_of(first, table).model, teacher_of(first, table).generation) == ("Convnet5", 0)
 
 
 def test_curves_without_students_name_none() -> None:
