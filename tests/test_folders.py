@@ -87,6 +87,7 @@ def test_cached_and_decoded_again_when_it_changed(folder: Path, tmp_path: Path, 
     with monkeypatch.context() as patch:
         patch.setattr(folders, "_decode_into", lambda *a: pytest.fail("decoded again"))
         assert load(folder, tmp_path / "root")[0].fingerprint == first[0].fingerprint
+    assert load(folder, tmp_path / "root", size=24)[0].images.shape[2:] == (24, 24)
     picture(9).save(folder / "train" / "cat" / "0.png")
     assert load(folder, tmp_path / "root")[0].fingerprint != first[0].fingerprint
     assert not [name for name in images_in(tmp_path / "root") if "partial" in name]

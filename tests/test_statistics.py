@@ -73,6 +73,8 @@ def test_worth_is_the_fewest_labels_that_reach_a_level_and_empty_without_student
     assert labels_worth(flat, [50.0])[0] == 100
     assert labels_worth(flat, [70.0])[0] == pytest.approx(400)
     assert labels_worth(flat, [60.0])[0] == pytest.approx(200 * math.sqrt(2))
+    dip = pd.DataFrame({"labels": [100, 200, 400], "accuracy": [60.0, 58.0, 70.0]})  # read as 60, 60, 70
+    assert labels_worth(dip, [60.0])[0] == 100 and labels_worth(dip, [65.0])[0] == pytest.approx(200 * math.sqrt(2))
     teacher = {"experiment": "students", "model": "Resnet9", "labels": 100, "pseudo": "none", "generation": 0, "accuracy": 60.0, "seed": 0,
                "key": "t"}
     assert worth(pd.concat([flat, pd.DataFrame([teacher])])).empty and worth(pd.DataFrame([teacher])).empty
