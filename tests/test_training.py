@@ -75,6 +75,17 @@ def test_learning_rate_changes_with_every_step(tiny: Pair) -> None:
     assert [h["lr"] for h in history] == pytest.approx([0.4 * 2 / 3, 0.4 * 7 / 9, 0.4 * 4 / 9, 0.4 / 9])
 
 
+def test_history_has_the_epochs_mean_loss_and_accuracy(tiny: Pair) -> None:
+    """On noisy images, in training mode; here without noise and with next to no learning, so that one pass tells."""
+    torch.manual_seed(0)
+    model, images, labels = build("Convnet5", 2, dropout=0.0), tiny[0].images, tiny[0].labels
+    logits = model.train()((images.float() - 127.5) / 64)
+    (row,) = train(model, images, labels, SILENT.replace(epochs=1, batch_size=60, lr=1e-9), device="cpu", progress=False)
+    assert row["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    right = int((logits.argmax(1) == labels).sum())
+    assert row["accuracy"] == pytest.approx(100 * right / 60) and right != 30
+
+
 def test_ema_is_the_average_of_the_weights_after_each_step(tiny: Pair) -> None:
     images, labels = tiny[0].images[:20], tiny[0].labels[:20]
     recipe, steps = SILENT.replace(epochs=4, lr=0.05, schedule="constant"), []
