@@ -57,6 +57,7 @@ def test_generations_go_on_from_the_chain() -> None:
     runs = EXPERIMENTS["generations"](FULL, 0)
     assert [r.generation for r in runs] == [0, 1, 2, 3, 4, 5] and [r.model for r in runs[3:]] == ["Resnet9"] * 3
     assert runs[5].teacher == runs[4] and runs[3] in EXPERIMENTS["students"](FULL, 0)
+    assert {r.pseudo for r in runs[1:]} == {"soft"}, "the first of the kinds"
 
 
 def test_label_counts_bound_the_steps() -> None:
@@ -115,7 +116,10 @@ def test_profiles_fit_the_data(train: Images, name: str) -> None:
     known = int((train.labels >= 0).sum())
     assert len(train.classes) <= settings.labels <= known and settings.labels < len(train)
     assert settings.label_counts[0] == settings.labels and max(settings.label_counts) <= known
-    assert settings.supervised.flip == settings.student.flip == (train.name not in ("digits", "svhn"))
+    digits = train.name in ("digits", "svhn")
+    for recipe in (settings.supervised, settings.student):
+        assert (recipe.flip, recipe.crop) == ((False, 2) if digits else (True, 4))
+    assert settings.flip_average == (not digits), "no teacher sees mirrored digits either"
     for build in EXPERIMENTS.values():
         assert build(settings, settings.seeds[0])
 
@@ -148,6 +152,7 @@ def test_students_of_smaller_data_take_about_as_many_steps(train: Images, name: 
     def steps(train: Images) -> int:
         settings = profile(name, train, "cpu", labels=len(train) // 10)
         pool = len(train) - settings.labels + settings.labels * settings.repeat_labels
+        assert settings.student.lr / settings.student.batch_size == pytest.approx(0.1 / 128)
         return settings.student.epochs * (pool // settings.student.batch_size)
 
     assert 0.8 < steps(train) / steps(images(50_000, "cifar10")) < 1.7
@@ -194,6 +199,7 @@ def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
     for _, row in shown.iterrows():
         group = table[(table.model == row.model) & (table.pseudo == row.pseudo)]
         assert row.accuracy == pytest.approx(group.accuracy.mean(), abs=0.006)
+        assert row["std"] == pytest.approx(abs(group.accuracy.iloc[0] - group.accuracy.iloc[1]) / 2**0.5, abs=0.006)
     with pytest.raises(ValueError, match="did you mean students"):
         run_experiment("student", settings, *tiny, f"{tmp_path}")
 
