@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import safetensors.torch
+import torch
 from filelock import FileLock, Timeout
 from torch import nn
 from tqdm.auto import tqdm
@@ -85,7 +86,8 @@ class Store:
         """The trained model of a finished run."""
         contents = self._contents(key)
         record = json.loads(contents["run.json"])
-        model = build(record["run"]["model"], len(record["result"]["confusion"]))
+        with torch.random.fork_rng(devices=[]):  # a caller's random numbers do not depend on what was in the store
+            model = build(record["run"]["model"], len(record["result"]["confusion"]))
         model.load_state_dict(safetensors.torch.load(contents["model.safetensors"]))
         return model
 

@@ -84,6 +84,32 @@ def test_finished_runs_are_not_trained_again(tiny: Pair, tmp_path: Path, monkeyp
     pd.testing.assert_frame_equal(first, go([STUDENT], tiny, tmp_path))
 
 
+def test_another_runs_entry_is_not_taken(tiny: Pair, tmp_path: Path) -> None:
+    """Nor its checkpoint: whatever the folder is called, the key inside counts."""
+    other = replace(TEACHER, seed=5).bind(data_key(*tiny), "")
+    key = go([TEACHER], tiny, tmp_path).key[0]
+    kept = weights(tmp_path, key)
+    (tmp_path / key).rename(tmp_path / other.key)
+    go([other], tiny, tmp_path)
+    assert weights(tmp_path, other.key) != kept and Store(tmp_path).record(other.key)["run"]["seed"] == 5
+    mine = TEACHER.bind(data_key(*tiny), "")
+    Store(tmp_path).save_checkpoint(mine, {"a": torch.zeros(1)}, [], {})
+    (tmp_path / other.key).rename(tmp_path / "away")
+    (tmp_path / f"{key}.partial").rename(tmp_path / f"{other.key}.partial")
+    assert Store(tmp_path).load_checkpoint(other) is None
+
+
+def test_a_run_of_other_images_is_refused(tiny: Pair, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"made for the data tiny-.*, not tiny-"):
+        go([TEACHER.bind(data_key(*tiny), "")], (tiny[1], tiny[0]), tmp_path)
+
+
+def test_global_random_state_is_left_alone(tiny: Pair, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    go([STUDENT], tiny, tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_what_a_user_lays_beside_an_entry_stays(tiny: Pair, tmp_path: Path) -> None:
     entry = tmp_path / go([TEACHER], tiny, tmp_path).key[0]
     (entry / "notes.txt").write_text("mine")
