@@ -210,6 +210,7 @@ def test_each_unlabelled_image_has_its_teachers_label(tiny: Pair, tmp_path: Path
     more, labels = trainings[1].chosen[20:], trainings[1].targets[20:]
     options = {"flip": "flip_average" in change, "precision": "bf16" if "recipe" in change else "fp32"}
     assert torch.allclose(labels, predict(trainings[0].model, train.images[more], device="cpu", **options), atol=1e-6)  # type: ignore[arg-type]
+    assert Store(tmp_path).record(row.key)["made_with"]["precision"] == options["precision"]
     right, kept = labels.argmax(1) == truth[more], set(more.tolist())
     assert 0 < right.sum() < len(right) and row.pseudo_accuracy == pytest.approx(100 * right.float().mean().item())
     assert kept <= set(pool.tolist()) and row.kept == len(kept) / 20
@@ -218,11 +219,12 @@ def test_each_unlabelled_image_has_its_teachers_label(tiny: Pair, tmp_path: Path
 
 def test_held_out_labels_are_scored_and_not_trained_on(tiny: Pair, tmp_path: Path, trainings: list[Training],
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    scored = []
-    monkeypatch.setattr(runs, "predict", lambda m, x, **k: (scored.append(x), predict(m, x, **k))[1])
+    scored, ways = [], list[set[str]]()
+    monkeypatch.setattr(runs, "predict", lambda m, x, **k: (scored.append(x), ways.append({*k}), predict(m, x, **k))[2])
     table = go([TEACHER, replace(TEACHER, holdout=0.25)], tiny, tmp_path)
     labelled = split(tiny[0], 20, 0).labeled
     whole, held = trainings
+    assert ways == [{"device"}, {"device"}], "in fp32, without the mirror"
     assert torch.equal(whole.chosen, labelled) and torch.equal(scored[0], tiny[1].images)
     others = labelled[~torch.isin(labelled, held.chosen)]
     assert len(held.chosen) == 15 and len(others) == 5 and torch.equal(scored[1], tiny[0].images[others])
