@@ -195,7 +195,7 @@ def test_each_unlabelled_image_has_its_teachers_label(tiny: Pair, tmp_path: Path
                                                       change: dict[str, object]) -> None:
     """And the table says how many of the kept ones are right, and what share of the images is kept.
 
-    30 dark images and 10 bright ones; a fifth of each bears the other's name, so that a teacher that tells them apart is not always right.
+    30 dark images and 10 bright ones; every fifth bears the other's name, so that a teacher that tells them apart is not always right.
     """
     some = [i for i in range(60) if i % 2 == 0 or i % 3 == 0]
     truth = tiny[0].labels[some].clone()
