@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .augment import check_crop
 from .data import Images, Split, check_name, data_key, split
 from .models import MODELS, build
 from .step import uses_bf16
@@ -274,6 +275,7 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
     wanted = {(run.labels, run.seed) for run in ordered}
     splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
     for run in ordered:
+        check_crop(run.recipe.crop, train_set.images, f"{run}: ")
         if run.teachers and not len(splits[run.labels, run.seed].unlabeled):
             raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
         held = round(run.holdout * run.labels)

@@ -132,7 +132,7 @@ def test_without_a_wish_most_images_are_left_to_the_students(count: int, name: s
 
 def test_many_classes_have_labels_to_learn_and_to_validate_on() -> None:
     labels = torch.arange(4000) % 200
-    train = Images(torch.zeros(4000, 3, 1, 1, dtype=torch.uint8), labels, tuple(map(str, range(200))), "photos")
+    train = Images(torch.zeros(4000, 3, 8, 8, dtype=torch.uint8), labels, tuple(map(str, range(200))), "photos")
     settings = profile("quick", train, "cpu")
     assert settings.labels == 400
     prepare([run for name in FOUR for run in experiment_runs(name, settings)], train, train)

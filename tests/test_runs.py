@@ -527,6 +527,14 @@ def test_holdout_that_leaves_too_few_labels_is_refused(tiny: Pair, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_crop_beyond_the_images_is_refused_before_the_teacher_is_trained(tiny: Pair, tmp_path: Path) -> None:
+    """Of an image of 16 pixels a side, reflection shows at most the 15 beside the border."""
+    with pytest.raises(ValueError, match=r"^Convnet6 soft from Convnet5, 20 labels, seed 0: crop=16 .* 0 to 15, .* 16x16 .*recipe\.crop"):
+        go([replace(STUDENT, recipe=FAST.replace(crop=16))], tiny, tmp_path)
+    assert not list(tmp_path.iterdir())
+    go([replace(STUDENT, recipe=FAST.replace(crop=15))], tiny, tmp_path)
+
+
 def test_ensembles_of_ensembles_are_listed_once(tiny: Pair) -> None:
     """3 to the 20th paths lead to the first teachers of such a chain."""
     run = TEACHER
