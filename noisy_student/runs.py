@@ -94,6 +94,9 @@ class Run:
         """This Run, and its teachers, for these images and this saved split."""
         if self.data not in ("", data):
             raise ValueError(f"a run was made for the data {self.data}, not {data}: give run_all the images it was made for.")
+        if self.split not in ("", split_key):
+            raise ValueError(f"a run was made for the saved split {self.split}, not {split_key or 'one drawn from its seed'}: give run_all "
+                             "the saved_split it was made for.")
         teacher = self.teacher.bind(data, split_key) if self.teacher else None
         return replace(self, data=data, split=split_key, teacher=teacher)
 

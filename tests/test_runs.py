@@ -104,6 +104,17 @@ def test_a_run_of_other_images_is_refused(tiny: Pair, tmp_path: Path) -> None:
         go([TEACHER.bind(data_key(*tiny), "")], (tiny[1], tiny[0]), tmp_path)
 
 
+def test_a_run_of_another_saved_split_is_refused(tiny: Pair, tmp_path: Path) -> None:
+    """Of another one, or of none; with its own, or before it has one, it runs, and has one key."""
+    mine, other = split(tiny[0], 20, seed=7), split(tiny[0], 20, seed=8)
+    run = STUDENT.bind(data_key(*tiny), mine.key)
+    for wrong, name in ((other, other.key), (None, "one drawn from its seed")):
+        with pytest.raises(ValueError, match=f"made for the saved split {mine.key}, not {name}: give run_all the saved_split"):
+            go([run], tiny, tmp_path, saved_split=wrong)
+    assert not list(tmp_path.iterdir())
+    assert [r.key for r in prepare([run, STUDENT], *tiny, mine)[0]] == [run.key] * 2
+
+
 def test_global_random_state_is_left_alone(tiny: Pair, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     go([STUDENT], tiny, tmp_path)
