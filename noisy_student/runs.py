@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .augment import check_crop
-from .data import Images, Split, check_name, data_key, split
+from .data import Images, Split, check_name, check_test_set, data_key, split
 from .models import MODELS, build
 from .step import uses_bf16
 from .store import Store
@@ -273,6 +273,7 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
 
     Raises ValueError for a run that these images cannot give.
     """
+    check_test_set(train_set, test_set)
     bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
     ordered = _teachers_first(bound)
     wanted = {(run.labels, run.seed) for run in ordered}

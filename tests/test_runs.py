@@ -538,6 +538,19 @@ def test_holdout_that_leaves_too_few_labels_is_refused(tiny: Pair, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"classes": ("dark", "bright")}, "class 1 is 'light' of the training set and 'bright' of the test set"),
+    ({"classes": ("light", "dark")}, "class 0 is 'dark' of the training set and 'light'"),
+    ({"classes": ("dark", "light", "grey")}, "class 2 is None of the training set and 'grey'"),
+    ({"images": torch.zeros(20, 3, 20, 16, dtype=torch.uint8)}, "training images are 3x16x16 and the test images 3x20x16"),
+    ({"labels": torch.tensor([-1, 0, -1] + 17 * [1])}, "2 test images have no label"),
+])
+def test_test_set_that_does_not_fit_is_refused(tiny: Pair, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        go([TEACHER], (tiny[0], replace(tiny[1], **change)), tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 def test_crop_beyond_the_images_is_refused_before_the_teacher_is_trained(tiny: Pair, tmp_path: Path) -> None:
     """Of an image of 16 pixels a side, reflection shows at most the 15 beside the border."""
     with pytest.raises(ValueError, match=r"^Convnet6 soft from Convnet5, 20 labels, seed 0: crop=16 .* 0 to 15, .* 16x16 .*recipe\.crop"):
