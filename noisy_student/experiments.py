@@ -108,6 +108,7 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with some values changed; a value of None leaves the profile's.
 
     Names are those of Settings, ``supervised.<parameter>``, ``student.<parameter>``, or ``recipe.<parameter>`` for both.
+    Each changes that value alone: ``labels`` leaves the epochs and ``label_counts`` as they are, which :func:`profile` fits to its own.
     Raises ValueError for an unknown name, with the nearest valid ones, for a value of the wrong kind, and for one that would
     be left unused: an ablation model outside the chain, a label count below ``labels``.
     """
