@@ -139,7 +139,8 @@ def probabilities(targets: Tensor, classes: int) -> Tensor:
         if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
             raise ValueError(f"targets run from {int(targets.min())} to {int(targets.max())}, not within 0..{classes - 1}.")
         return F.one_hot(targets.long(), classes).float()
-    if targets.shape[1:] != (classes,) or not torch.allclose(targets.float().sum(1), torch.ones(len(targets)), atol=1e-3):
+    sums = targets.float().sum(1)
+    if targets.shape[1:] != (classes,) or (targets < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise ValueError(f"targets of shape {tuple(targets.shape)} are not probabilities over {classes} classes.")
     return targets.float()
 

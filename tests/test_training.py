@@ -271,8 +271,9 @@ def test_the_originals_recipe() -> None:
 def test_bad_targets(tiny: Pair) -> None:
     with pytest.raises(ValueError, match="not within"):
         trained(tiny[0].images, tiny[0].labels + 5, FAST)
-    with pytest.raises(ValueError, match="not probabilities"):
-        trained(tiny[0].images, torch.ones(60, 2), FAST)
+    for row in ([1.0, 1.0], [1.5, -0.5], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="not probabilities"):
+            trained(tiny[0].images, torch.tensor(row).expand(60, 2), FAST)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
