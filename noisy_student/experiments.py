@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _of_kind(kind: str, name: str, value: Any) -> Any:
     """The value as a setting of this kind, "int" or "tuple[int, ...]" and the like; ValueError where it is none."""
     one = kind.removeprefix("tuple[").removesuffix(", ...]")
     values = tuple(value) if one != kind and isinstance(value, (list, tuple, range)) else (value,)
-    wanted: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(one, Recipe)
+    wanted: Any = {"int": Integral, "float": Real, "str": str, "bool": bool}.get(one, Recipe)
     sound = all(isinstance(v, wanted) and (one == "bool" or not isinstance(v, bool)) for v in values)
     if not sound or not (values or name == "ablation_models"):
         raise ValueError(f"{name}={value!r} is not of the right kind: {'a list of ' if one != kind else ''}{one} is wanted.")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -82,21 +83,22 @@ class Recipe:
 
 
 def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Check a frozen dataclass's numbers and truth values (ValueError), and make its float fields floats.
+    """Check a frozen dataclass's numbers and truth values (ValueError), and make them plain ints and floats.
 
-    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys.
+    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys; NumPy's numbers have none.
     """
     for field in fields(value):
         name, kind, found = field.name, field.type, getattr(value, field.name)
         low, high = ranges.get(name, (-math.inf, math.inf))
         if kind == "bool" and not isinstance(found, bool):
             raise ValueError(f"{where}{name}={found!r} is neither True nor False.")
-        if kind in ("int", "float") and (isinstance(found, bool) or not isinstance(found, (int, float)) or not low <= found <= high):
+        is_number = isinstance(found, Real) and not isinstance(found, bool)
+        if kind in ("int", "float") and not (is_number and low <= found <= high):
             raise ValueError(f"{where}{name}={found!r} is not a number from {low:g} to {high:g}.")
-        if kind == "int" and not isinstance(found, int):
+        if kind == "int" and not isinstance(found, Integral):
             raise ValueError(f"{where}{name}={found!r} is not a whole number.")
-        if kind == "float":
-            object.__setattr__(value, name, float(found) + 0.0)
+        if kind in ("int", "float"):
+            object.__setattr__(value, name, int(found) if kind == "int" else float(found) + 0.0)
 
 
 _RANGES = {

@@ -163,6 +163,15 @@ def test_every_field_changes_the_key() -> None:
     assert len(changed | keys) == len(recipes) + len(keys)
 
 
+def test_numpy_numbers_give_the_key_of_plain_ones() -> None:
+    recipe = FAST.replace(epochs=np.int64(2), batch_size=np.int32(10), m=np.float32(10), dropout=np.float64(0.5))
+    teacher = Run("Convnet5", np.uint8(20), recipe)  # type: ignore[arg-type]
+    assert Run("Convnet6", np.int64(20), recipe, teacher, "soft", seed=np.int64(0)).key == STUDENT.key  # type: ignore[arg-type]
+    for wrong in (True, np.True_, np.float64(20.5), np.int64(1)):
+        with pytest.raises(ValueError, match=r"labels=.* is not a"):
+            replace(TEACHER, labels=wrong)  # type: ignore[arg-type]
+
+
 def test_key_is_the_same_in_another_process(tmp_path: Path) -> None:
     """Whatever the hash seed, the working directory and the number of threads."""
     script = "import torch; torch.set_num_threads(1); from noisy_student import Recipe, Run; " \
