@@ -21,7 +21,7 @@ from .augment import CHUNK, RandAugment, check_images, flip_crop
 from .data import check_name
 from .step import make_step, sgd, uses_bf16
 
-SCHEDULES = ("onecycle", "cosine", "constant")
+SCHEDULES = ("onecycle", "constant")
 PRECISIONS = ("auto", "bf16", "fp32")
 History = list[dict[str, float]]
 State = dict[str, Tensor]
@@ -37,7 +37,7 @@ class Recipe:
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images a step; fewer where there are fewer images
     lr: float = 0.1  # the schedule's highest learning rate
-    schedule: str = "onecycle"  # onecycle: up over the first quarter, then down to 0; cosine; constant
+    schedule: str = "onecycle"  # onecycle: up over the first quarter, then down to 0; or constant
     momentum: float = 0.9  # Nesterov momentum of SGD
     weight_decay: float = 1e-3  # L2 penalty
     label_smoothing: float = 0.0  # share of each target spread evenly over the classes
@@ -77,8 +77,6 @@ class Recipe:
         """The learning rate after ``progress``, from 0 to 1, of the training."""
         if self.schedule == "constant":
             return self.lr
-        if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
 
 
