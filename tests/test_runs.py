@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,20 @@ def test_finished_runs_are_not_trained_again(tiny: Pair, tmp_path: Path, monkeyp
     first = go([STUDENT], tiny, tmp_path)
     monkeypatch.setattr(runs, "train", lambda *a, **k: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(first, go([STUDENT], tiny, tmp_path))
+
+
+def test_run_that_another_process_finished_just_before_the_lock_is_not_trained_again(tiny: Pair, tmp_path: Path,
+                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    first, real, copied = go([TEACHER], tiny, tmp_path / "other"), Store.lock, []
+
+    def late(self: Store, run: Run) -> object:
+        copied.append(shutil.copytree(tmp_path / "other" / run.key, self.folder / run.key))  # the other process commits it, and lets go
+        return real(self, run)
+
+    monkeypatch.setattr(Store, "lock", late)
+    monkeypatch.setattr(runs, "train", lambda *a, **k: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(first, go([TEACHER], tiny, tmp_path / "mine"))
+    assert len(copied) == 1 and weights(tmp_path / "mine", first.key[0]) == weights(tmp_path / "other", first.key[0])
 
 
 def test_another_runs_entry_is_not_taken(tiny: Pair, tmp_path: Path) -> None:
