@@ -74,7 +74,7 @@ class Recipe:
                       flip=False, crop=0, fault_eval=faults, fault_equalize=faults)
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate after ``progress``, from 0 to 1, of the training."""
+        """The learning rate after ``progress``, from 0 to 1, of the training; of one cycle's first step, at 0, it is 0."""
         if self.schedule == "constant":
             return self.lr
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
