@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
 from noisy_student.runs import prepare, pseudo_labels
-from noisy_student.workers import helpers
+from noisy_student.workers import default_workers, helpers
 
 FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
 TEACHER = Run("Convnet5", 20, FAST)
@@ -325,6 +325,14 @@ def test_a_helper_trains_what_the_caller_leaves(tiny: Pair, tmp_path: Path, monk
 
     monkeypatch.setattr(runs, "_train_run", patient)
     assert len(go([TEACHER, replace(TEACHER, seed=1)], tiny, tmp_path, workers=2)) == 2
+
+
+@pytest.mark.parametrize(("device", "threads", "workers"), [("cpu", 1, 1), ("cpu", 3, 3), ("cpu", 4, 4), ("cpu", 64, 4), ("cuda", 64, 1),
+                                                            ("mps", 8, 1)])
+def test_default_workers(device: str, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a thread on a CPU, at most four; one on a GPU."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert default_workers(torch.device(device)) == workers
 
 
 def test_caller_and_helpers_map_one_copy_of_the_images() -> None:
