@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--labels", type=int, help="number of labelled images (default: the saved split's, or the profile's)")
     p.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                   help="change a hyper-parameter: recipe.epochs=50, chain=Convnet5,Resnet9")
+                   help="change a hyper-parameter and nothing else: recipe.epochs=50, chain=Convnet5,Resnet9 (labels=200 leaves "
+                   "the epochs and label_counts as they are, --labels 200 fits them to it)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     p.add_argument("--workers", type=int, help="runs to train at once (default: one a thread on a CPU, at most 4; one on a GPU, "
                    "where more pay under NVIDIA's MPS)")

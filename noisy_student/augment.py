@@ -232,10 +232,8 @@ class RandAugment:
 
 def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator | None = None) -> Tensor:
     """Mirror half of the images, and shift each by up to ``crop`` pixels each way, its border reflected."""
-    check_images(images)
+    check_crop(crop, images)
     count, channels, height, width = images.shape
-    if not 0 <= crop < min(height, width):
-        raise ValueError(f"crop={crop} is not a number of pixels from 0 to {min(height, width) - 1}.")
     shift = torch.randint(2 * crop + 1, (2, count, 1), generator=generator) - crop
     mirror = ((torch.rand(count, 1, generator=generator) < 0.5) & flip).to(torch.int64)
     shift, mirror = (drawn.to(images.device, non_blocking=True) for drawn in (shift, mirror))
@@ -246,6 +244,15 @@ def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator 
     column = column + mirror * (column.flip(1) - column)
     index = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(count, 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
+
+
+def check_crop(crop: int, images: Tensor, where: str = "") -> None:
+    """Raise ValueError unless ``images``, which are checked too, can be shifted by ``crop`` pixels and reflected."""
+    check_images(images)
+    height, width = images.shape[2:]
+    if not 0 <= crop < min(height, width):
+        raise ValueError(f"{where}crop={crop} is not a number of pixels from 0 to {min(height, width) - 1}, which images of "
+                         f"{height}x{width} allow: change recipe.crop.")
 
 
 def check_images(images: Tensor) -> None:

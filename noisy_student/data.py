@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def data_key(train: Images, test: Images) -> str:
     """Name and fingerprint of a training and a test set together: what a Run remembers of its data."""
     both = hashlib.sha256(f"{train.fingerprint}{test.fingerprint}".encode()).hexdigest()
     return f"{train.name}-{both[:16]}"
+
+
+def check_test_set(train: Images, test: Images) -> None:
+    """Raise ValueError unless a model of ``train`` can be scored on ``test``."""
+    for i, (mine, its) in enumerate(zip_longest(train.classes, test.classes)):
+        if mine != its:
+            raise ValueError(f"class {i} is {mine!r} of the training set and {its!r} of the test set: give both the same classes.")
+    shapes = ["x".join(map(str, part.images.shape[1:])) for part in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the training images are {shapes[0]} and the test images {shapes[1]}: give both one size.")
+    if unknown := int((test.labels < 0).sum()):
+        raise ValueError(f"{unknown:,} test images have no label: leave them out, or put them into the training set.")
 
 
 def check_name(what: str, name: object, valid: Iterable[object]) -> None:

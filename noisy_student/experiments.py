@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with some values changed; a value of None leaves the profile's.
 
     Names are those of Settings, ``supervised.<parameter>``, ``student.<parameter>``, or ``recipe.<parameter>`` for both.
+    Each changes that value alone: ``labels`` leaves the epochs and ``label_counts`` as they are, which :func:`profile` fits to its own.
     Raises ValueError for an unknown name, with the nearest valid ones, for a value of the wrong kind, and for one that would
     be left unused: an ablation model outside the chain, a label count below ``labels``.
     """
@@ -135,7 +137,7 @@ def _of_kind(kind: str, name: str, value: Any) -> Any:
     """The value as a setting of this kind, "int" or "tuple[int, ...]" and the like; ValueError where it is none."""
     one = kind.removeprefix("tuple[").removesuffix(", ...]")
     values = tuple(value) if one != kind and isinstance(value, (list, tuple, range)) else (value,)
-    wanted: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(one, Recipe)
+    wanted: Any = {"int": Integral, "float": Real, "str": str, "bool": bool}.get(one, Recipe)
     sound = all(isinstance(v, wanted) and (one == "bool" or not isinstance(v, bool)) for v in values)
     if not sound or not (values or name == "ablation_models"):
         raise ValueError(f"{name}={value!r} is not of the right kind: {'a list of ' if one != kind else ''}{one} is wanted.")

@@ -221,6 +221,7 @@ def _decode_into(image: np.ndarray, source: Path | bytes, size: int) -> str | No
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             elif upright.mode in ("I", "F"):
                 return f"its {upright.mode} pixels of 32 bits have no fixed range"
+            # Through RGBA the pixels are the same, and Pillow does not warn of a palette whose colours have an opacity each.
             rgb = upright.convert("RGBA" if "transparency" in upright.info else "RGB").convert("RGB")
             rgb = rgb if rgb.size == (size, size) else rgb.resize((size, size), Image.Resampling.BILINEAR)
             image[:] = np.asarray(rgb).transpose(2, 0, 1)

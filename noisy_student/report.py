@@ -13,11 +13,12 @@ from . import figures
 from .augment import OPS, apply_op
 from .data import Images
 from .files import write_whole
+from .statistics import PARTS
 from .store import Store
 from .training import predict
 
 NEEDED = {"experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout", "seed", "device", "title", "accuracy",
-          "validation_accuracy", "pseudo_accuracy", "key"}  # columns that the figures read
+          "validation_accuracy", "pseudo_accuracy", "key"}  # columns that the figures read, student_ablation those of PARTS too
 
 
 def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
@@ -28,9 +29,10 @@ def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
 
 def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> list[Path]:
     """Every figure that the experiments in the two tables allow: no images, no models, no GPU are needed."""
-    if missing := sorted(NEEDED - set(table.columns)):
+    present = set(table.get("experiment", ()))
+    needed = NEEDED | {*PARTS, "kept"} if "student_ablation" in present else NEEDED
+    if missing := sorted(needed - set(table.columns)):
         raise ValueError(f"the table has no column {missing[0]!r}: it is not a runs.csv of this package.")
-    present = set(table.experiment)
     without_noise = (table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))
     allowed = {figures.result1: {"baselines", "students"} <= present, figures.result2: "label_counts" in present,
                figures.grid: "grid" in present, figures.ablation: without_noise.any(),

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import Images, Split, check_name, data_key, split
+from .augment import check_crop
+from .data import Images, Split, check_name, check_test_set, data_key, split
 from .models import MODELS, build
 from .step import uses_bf16
 from .store import Store
@@ -93,6 +94,9 @@ class Run:
         """This Run, and its teachers, for these images and this saved split."""
         if self.data not in ("", data):
             raise ValueError(f"a run was made for the data {self.data}, not {data}: give run_all the images it was made for.")
+        if self.split not in ("", split_key):
+            raise ValueError(f"a run was made for the saved split {self.split}, not {split_key or 'one drawn from its seed'}: give run_all "
+                             "the saved_split it was made for.")
         teacher = self.teacher.bind(data, split_key) if self.teacher else None
         return replace(self, data=data, split=split_key, teacher=teacher)
 
@@ -269,11 +273,13 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
 
     Raises ValueError for a run that these images cannot give.
     """
+    check_test_set(train_set, test_set)
     bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
     ordered = _teachers_first(bound)
     wanted = {(run.labels, run.seed) for run in ordered}
     splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
     for run in ordered:
+        check_crop(run.recipe.crop, train_set.images, f"{run}: ")
         if run.teachers and not len(splits[run.labels, run.seed].unlabeled):
             raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
         held = round(run.holdout * run.labels)

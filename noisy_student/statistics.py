@@ -13,6 +13,8 @@ from scipy.special import stdtrit
 from .runs import STUDENT_OPTIONS
 from .training import Recipe
 
+PARTS = ("pseudo", *(f.name for f in fields(Recipe)), *STUDENT_OPTIONS)  # what a row of "student_ablation" may have changed
+
 
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half width of Student's 95% interval; the half width of a single value is NaN."""
@@ -117,12 +119,11 @@ def part_gains(table: pd.DataFrame) -> pd.DataFrame:
     students = table[(table.experiment == "student_ablation") & (table.pseudo != "none")]
     if students.empty:
         return pd.DataFrame()
-    names = ["pseudo", *(f.name for f in fields(Recipe)), *STUDENT_OPTIONS]
     rows = []
     for _, group in students.groupby("seed", sort=False):
         ours = group.iloc[0]
         for _, row in group.iloc[1:].iterrows():
-            changed = ", ".join(f"{name}={row[name]}" for name in names if row[name] != ours[name])
+            changed = ", ".join(f"{name}={row[name]}" for name in PARTS if row[name] != ours[name])
             rows.append({"changed": changed, "accuracy": row.accuracy, "difference": row.accuracy - ours.accuracy, "kept": row.kept,
                          "pseudo_accuracy": row.pseudo_accuracy})
     by = pd.DataFrame(rows).groupby("changed", sort=False)

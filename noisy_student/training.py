@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .augment import CHUNK, RandAugment, check_images, flip_crop
 from .data import check_name
 from .step import make_step, sgd, uses_bf16
 
-SCHEDULES = ("onecycle", "cosine", "constant")
+SCHEDULES = ("onecycle", "constant")
 PRECISIONS = ("auto", "bf16", "fp32")
 History = list[dict[str, float]]
 State = dict[str, Tensor]
@@ -36,7 +37,7 @@ class Recipe:
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images a step; fewer where there are fewer images
     lr: float = 0.1  # the schedule's highest learning rate
-    schedule: str = "onecycle"  # onecycle: up over the first quarter, then down to 0; cosine; constant
+    schedule: str = "onecycle"  # onecycle: up over the first quarter, then down to 0; or constant
     momentum: float = 0.9  # Nesterov momentum of SGD
     weight_decay: float = 1e-3  # L2 penalty
     label_smoothing: float = 0.0  # share of each target spread evenly over the classes
@@ -73,30 +74,29 @@ class Recipe:
                       flip=False, crop=0, fault_eval=faults, fault_equalize=faults)
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate after ``progress``, from 0 to 1, of the training."""
+        """The learning rate after ``progress``, from 0 to 1, of the training; of one cycle's first step, at 0, it is 0."""
         if self.schedule == "constant":
             return self.lr
-        if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
 
 
 def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Check a frozen dataclass's numbers and truth values (ValueError), and make its float fields floats.
+    """Check a frozen dataclass's numbers and truth values (ValueError), and make them plain ints and floats.
 
-    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys.
+    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys; NumPy's numbers have none.
     """
     for field in fields(value):
         name, kind, found = field.name, field.type, getattr(value, field.name)
         low, high = ranges.get(name, (-math.inf, math.inf))
         if kind == "bool" and not isinstance(found, bool):
             raise ValueError(f"{where}{name}={found!r} is neither True nor False.")
-        if kind in ("int", "float") and (isinstance(found, bool) or not isinstance(found, (int, float)) or not low <= found <= high):
+        is_number = isinstance(found, Real) and not isinstance(found, bool)
+        if kind in ("int", "float") and not (is_number and low <= found <= high):
             raise ValueError(f"{where}{name}={found!r} is not a number from {low:g} to {high:g}.")
-        if kind == "int" and not isinstance(found, int):
+        if kind == "int" and not isinstance(found, Integral):
             raise ValueError(f"{where}{name}={found!r} is not a whole number.")
-        if kind == "float":
-            object.__setattr__(value, name, float(found) + 0.0)
+        if kind in ("int", "float"):
+            object.__setattr__(value, name, int(found) if kind == "int" else float(found) + 0.0)
 
 
 _RANGES = {
@@ -139,7 +139,8 @@ def probabilities(targets: Tensor, classes: int) -> Tensor:
         if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
             raise ValueError(f"targets run from {int(targets.min())} to {int(targets.max())}, not within 0..{classes - 1}.")
         return F.one_hot(targets.long(), classes).float()
-    if targets.shape[1:] != (classes,) or not torch.allclose(targets.float().sum(1), torch.ones(len(targets)), atol=1e-3):
+    sums = targets.float().sum(1)
+    if targets.shape[1:] != (classes,) or (targets < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise ValueError(f"targets of shape {tuple(targets.shape)} are not probabilities over {classes} classes.")
     return targets.float()
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from noisy_student import load, split
-from noisy_student.__main__ import main
-from noisy_student.experiments import EXPERIMENTS, FOUR
+from noisy_student import Images, load, split
+from noisy_student.__main__ import changes, main, parser
+from noisy_student.experiments import EXPERIMENTS, FOUR, override, profile
 
 TINY = ["--seeds", "0", "--device", "cpu", "--workers", "1", "--set", "recipe.epochs=1", "--set", "recipe.n=1",
         "--set", "chain=Convnet5,Convnet6", "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=2,5",
@@ -120,6 +121,20 @@ def test_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[s
     command = [*TINY, *places(tmp_path), "--experiments", "students", "--set", "recipe.lr=1e6", "--set", "recipe.schedule=constant"]
     assert main([*command, "--set", "recipe.epochs=30"]) == 1
     assert "lower recipe.lr" in capsys.readouterr().err
+
+
+def test_set_labels_changes_the_number_alone_and_labels_fits_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the help says; the profile quick gives 5,000 labels of such images 25 epochs, and 10,000 are the most it has."""
+    train = Images(torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8), torch.arange(20_000) % 10, tuple("abcdefghij"), "photos")
+    found = {}
+    for words in (["--labels", "1000"], ["--set", "labels=1000"]):
+        args = parser().parse_args(["--profile", "quick", *words])
+        settings = override(profile(args.profile, train, "cpu", args.labels), changes(args))
+        found[words[0]] = settings.labels, settings.supervised.epochs, settings.label_counts
+    assert found == {"--labels": (1000, 125, (1000, 2000, 4000, 10000)), "--set": (1000, 25, (5000, 7000, 10000))}
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "labels=200 leaves the epochs and label_counts as they are, --labels 200 fits them" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_without_jupyter() -> None:

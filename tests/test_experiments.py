@@ -1,6 +1,7 @@
 from dataclasses import asdict, fields, replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,7 +133,7 @@ def test_without_a_wish_most_images_are_left_to_the_students(count: int, name: s
 
 def test_many_classes_have_labels_to_learn_and_to_validate_on() -> None:
     labels = torch.arange(4000) % 200
-    train = Images(torch.zeros(4000, 3, 1, 1, dtype=torch.uint8), labels, tuple(map(str, range(200))), "photos")
+    train = Images(torch.zeros(4000, 3, 8, 8, dtype=torch.uint8), labels, tuple(map(str, range(200))), "photos")
     settings = profile("quick", train, "cpu")
     assert settings.labels == 400
     prepare([run for name in FOUR for run in experiment_runs(name, settings)], train, train)
@@ -172,6 +173,8 @@ def test_overrides() -> None:
     changed = override(FULL, {"labels": None, "seeds": [4], "recipe.epochs": 3, "student.lr": 0.5, "threshold": 1, "grid_ms": range(2, 4)})
     assert changed.labels == 5000 and changed.seeds == (4,) and changed.threshold == 1 and changed.grid_ms == (2, 3)
     assert override(FULL, {"grid_ms": [2.5]}).grid_ms == (2.5,)
+    numpy = override(FULL, {"labels": np.int64(5000), "seeds": list(np.arange(2)), "threshold": np.float32(0.5), "student.n": np.int8(2)})
+    assert [r.key for r in experiment_runs("students", numpy)] == [r.key for r in experiment_runs("students", replace(FULL, threshold=0.5))]
     assert changed.supervised.epochs == changed.student.epochs == 3 and (changed.supervised.lr, changed.student.lr) == (0.1, 0.5)
 
 
@@ -182,7 +185,8 @@ def test_overrides() -> None:
     ({"generations": -1}, "generations=-1 is not a number from 0"), ({"student_ensemble": 0}, "student_ensemble=0 is not a number from 1"),
     ({"ablation_models": ["Resnet6"], "chain": ["Resnet9"]}, "ablation_models names Resnet6, which is not in the chain, Resnet9"),
     ({"label_counts": [50, 80, 200], "labels": 100}, "has a count below labels=100"),
-    ({"labels": "many"}, "not of the right kind"), ({"seeds": [0.5]}, "not of the right kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
+    ({"labels": "many"}, "not of the right kind"), ({"labels": np.True_}, "not of the right kind"),
+    ({"seeds": [0.5]}, "not of the right kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
 ])
 def test_bad_overrides(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

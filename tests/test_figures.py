@@ -14,7 +14,7 @@ from scipy import stats
 
 from noisy_student import Recipe, figures
 from noisy_student.augment import OPS, apply_op
-from noisy_student.report import last_student, teacher_of
+from noisy_student.report import last_student, plot_tables, teacher_of
 from noisy_student.runs import STUDENT_OPTIONS
 
 CHAIN = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
@@ -190,6 +190,21 @@ def test_student_ablation_shows_differences() -> None:
     figure = figures.student_ablation(made_ablation(made_table(1)))
     assert [t.get_text() for t in figure.axes[0].texts] == ["-1.5", "+1.2"] and "unchanged student's 70.0%" in texts(figure)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["n=0", "pseudo=hard"]
+
+
+def test_every_column_that_student_ablation_reads_is_named_where_it_is_missing(tmp_path: Path) -> None:
+    """The figure itself says which it reads."""
+    whole = pd.read_csv(Path(__file__).parent.parent / "results" / "cifar10-jpeg-quick-parts" / "runs.csv")
+    read = set()
+    for name in whole:
+        rows = whole.drop(columns=name)
+        try:
+            figures.student_ablation(rows)
+        except (KeyError, AttributeError, ValueError):
+            read.add(name)
+            with pytest.raises(ValueError, match=f"the table has no column {name!r}"):
+                plot_tables(rows, pd.DataFrame(), tmp_path)
+    assert {"threshold", "kept", "crop", "seed"} < read and not list(tmp_path.iterdir())
 
 
 def test_curves_of_a_model_that_teaches_itself_are_apart() -> None:

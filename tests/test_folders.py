@@ -3,6 +3,7 @@ import os
 import shutil
 import tarfile
 import unicodedata
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def test_modes(folder: Path, tmp_path: Path) -> None:
     for name, pixels in zip(sorted(f"m{n}" for n in made), train.images[6:], strict=False):
         expected = 255 * (grey > 127) if name == "m1" else grey
         assert np.array_equal(pixels.numpy(), np.broadcast_to(expected, (3, 32, 32))), name
+
+
+def test_palette_with_an_opacity_for_each_colour_is_read_without_a_warning(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    Image.fromarray(grey).convert("P").save(tmp_path / "a.png", transparency=bytes(range(256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (pixels,) = load_pictures([tmp_path / "a.png"])
+    assert np.array_equal(pixels.numpy(), np.broadcast_to(grey, (3, 32, 32)))
 
 
 def test_exif_orientation(folder: Path, tmp_path: Path) -> None:

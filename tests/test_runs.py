@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
 from noisy_student.runs import prepare, pseudo_labels
-from noisy_student.workers import helpers
+from noisy_student.workers import default_workers, helpers
 
 FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
 TEACHER = Run("Convnet5", 20, FAST)
@@ -84,6 +85,20 @@ def test_finished_runs_are_not_trained_again(tiny: Pair, tmp_path: Path, monkeyp
     pd.testing.assert_frame_equal(first, go([STUDENT], tiny, tmp_path))
 
 
+def test_run_that_another_process_finished_just_before_the_lock_is_not_trained_again(tiny: Pair, tmp_path: Path,
+                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    first, real, copied = go([TEACHER], tiny, tmp_path / "other"), Store.lock, []
+
+    def late(self: Store, run: Run) -> object:
+        copied.append(shutil.copytree(tmp_path / "other" / run.key, self.folder / run.key))  # the other process commits it, and lets go
+        return real(self, run)
+
+    monkeypatch.setattr(Store, "lock", late)
+    monkeypatch.setattr(runs, "train", lambda *a, **k: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(first, go([TEACHER], tiny, tmp_path / "mine"))
+    assert len(copied) == 1 and weights(tmp_path / "mine", first.key[0]) == weights(tmp_path / "other", first.key[0])
+
+
 def test_another_runs_entry_is_not_taken(tiny: Pair, tmp_path: Path) -> None:
     """Nor its checkpoint: whatever the folder is called, the key inside counts."""
     other = replace(TEACHER, seed=5).bind(data_key(*tiny), "")
@@ -102,6 +117,17 @@ def test_another_runs_entry_is_not_taken(tiny: Pair, tmp_path: Path) -> None:
 def test_a_run_of_other_images_is_refused(tiny: Pair, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"made for the data tiny-.*, not tiny-"):
         go([TEACHER.bind(data_key(*tiny), "")], (tiny[1], tiny[0]), tmp_path)
+
+
+def test_a_run_of_another_saved_split_is_refused(tiny: Pair, tmp_path: Path) -> None:
+    """Of another one, or of none; with its own, or before it has one, it runs, and has one key."""
+    mine, other = split(tiny[0], 20, seed=7), split(tiny[0], 20, seed=8)
+    run = STUDENT.bind(data_key(*tiny), mine.key)
+    for wrong, name in ((other, other.key), (None, "one drawn from its seed")):
+        with pytest.raises(ValueError, match=f"made for the saved split {mine.key}, not {name}: give run_all the saved_split"):
+            go([run], tiny, tmp_path, saved_split=wrong)
+    assert not list(tmp_path.iterdir())
+    assert [r.key for r in prepare([run, STUDENT], *tiny, mine)[0]] == [run.key] * 2
 
 
 def test_global_random_state_is_left_alone(tiny: Pair, tmp_path: Path) -> None:
@@ -144,12 +170,21 @@ def test_every_field_changes_the_key() -> None:
     assert len(keys) == len(changes) + len(alone) + 2
     assert Run("Convnet6", 20, FAST, Run("Convnet5", 20, FAST), "soft").key == STUDENT.key
     assert replace(STUDENT, recipe=FAST.replace(m=10, ema=-0.0), threshold=0, holdout=0).key == STUDENT.key, "10 and 10.0, 0 and -0 are one"
-    recipes = {"epochs": 3, "batch_size": 11, "lr": 0.2, "schedule": "cosine", "momentum": 0.8, "weight_decay": 0.1, "label_smoothing": 0.1,
-               "n": 2, "m": 9.0, "flip": False, "crop": 3, "dropout": 0.4, "stochastic_depth": 0.1, "ema": 0.9, "precision": "bf16",
-               "fault_eval": True, "fault_equalize": True}
+    recipes = {"epochs": 3, "batch_size": 11, "lr": 0.2, "schedule": "constant", "momentum": 0.8, "weight_decay": 0.1,
+               "label_smoothing": 0.1, "n": 2, "m": 9.0, "flip": False, "crop": 3, "dropout": 0.4, "stochastic_depth": 0.1, "ema": 0.9,
+               "precision": "bf16", "fault_eval": True, "fault_equalize": True}
     assert set(recipes) == {f.name for f in fields(Recipe)}
     changed = {replace(STUDENT, recipe=FAST.replace(**{name: value})).key for name, value in recipes.items()}
     assert len(changed | keys) == len(recipes) + len(keys)
+
+
+def test_numpy_numbers_give_the_key_of_plain_ones() -> None:
+    recipe = FAST.replace(epochs=np.int64(2), batch_size=np.int32(10), m=np.float32(10), dropout=np.float64(0.5))
+    teacher = Run("Convnet5", np.uint8(20), recipe)  # type: ignore[arg-type]
+    assert Run("Convnet6", np.int64(20), recipe, teacher, "soft", seed=np.int64(0)).key == STUDENT.key  # type: ignore[arg-type]
+    for wrong in (True, np.True_, np.float64(20.5), np.int64(1)):
+        with pytest.raises(ValueError, match=r"labels=.* is not a"):
+            replace(TEACHER, labels=wrong)  # type: ignore[arg-type]
 
 
 def test_key_is_the_same_in_another_process(tmp_path: Path) -> None:
@@ -290,6 +325,14 @@ def test_a_helper_trains_what_the_caller_leaves(tiny: Pair, tmp_path: Path, monk
 
     monkeypatch.setattr(runs, "_train_run", patient)
     assert len(go([TEACHER, replace(TEACHER, seed=1)], tiny, tmp_path, workers=2)) == 2
+
+
+@pytest.mark.parametrize(("device", "threads", "workers"), [("cpu", 1, 1), ("cpu", 3, 3), ("cpu", 4, 4), ("cpu", 64, 4), ("cuda", 64, 1),
+                                                            ("mps", 8, 1)])
+def test_default_workers(device: str, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a thread on a CPU, at most four; one on a GPU."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert default_workers(torch.device(device)) == workers
 
 
 def test_caller_and_helpers_map_one_copy_of_the_images() -> None:
@@ -525,6 +568,27 @@ def test_holdout_that_leaves_too_few_labels_is_refused(tiny: Pair, tmp_path: Pat
     with pytest.raises(ValueError, match=r"to learn 2 classes from and .* to validate on: raise labels"):
         go([replace(TEACHER, **change)], tiny, tmp_path)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"classes": ("dark", "bright")}, "class 1 is 'light' of the training set and 'bright' of the test set"),
+    ({"classes": ("light", "dark")}, "class 0 is 'dark' of the training set and 'light'"),
+    ({"classes": ("dark", "light", "grey")}, "class 2 is None of the training set and 'grey'"),
+    ({"images": torch.zeros(20, 3, 20, 16, dtype=torch.uint8)}, "training images are 3x16x16 and the test images 3x20x16"),
+    ({"labels": torch.tensor([-1, 0, -1] + 17 * [1])}, "2 test images have no label"),
+])
+def test_test_set_that_does_not_fit_is_refused(tiny: Pair, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        go([TEACHER], (tiny[0], replace(tiny[1], **change)), tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_crop_beyond_the_images_is_refused_before_the_teacher_is_trained(tiny: Pair, tmp_path: Path) -> None:
+    """Of an image of 16 pixels a side, reflection shows at most the 15 beside the border."""
+    with pytest.raises(ValueError, match=r"^Convnet6 soft from Convnet5, 20 labels, seed 0: crop=16 .* 0 to 15, .* 16x16 .*recipe\.crop"):
+        go([replace(STUDENT, recipe=FAST.replace(crop=16))], tiny, tmp_path)
+    assert not list(tmp_path.iterdir())
+    go([replace(STUDENT, recipe=FAST.replace(crop=15))], tiny, tmp_path)
 
 
 def test_ensembles_of_ensembles_are_listed_once(tiny: Pair) -> None:
