@@ -80,6 +80,8 @@ def check_test_set(train: Images, test: Images) -> None:
     shapes = ["x".join(map(str, part.images.shape[1:])) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the training images are {shapes[0]} and the test images {shapes[1]}: give both one size.")
+    if not len(test):
+        raise ValueError("the test set has no image: give it some.")
     if unknown := int((test.labels < 0).sum()):
         raise ValueError(f"{unknown:,} test images have no label: leave them out, or put them into the training set.")
 

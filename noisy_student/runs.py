@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .augment import check_crop
+from .augment import check_crop, check_images
 from .data import Images, Split, check_name, check_test_set, data_key, split
 from .models import MODELS, build
 from .step import uses_bf16
@@ -271,8 +271,9 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
             saved_split: Split | None = None) -> tuple[list[Run], list[Run], dict[tuple[int, int], Split]]:
     """(the runs bound to these images; with their teachers, teachers first; splits by number of labels and seed).
 
-    Raises ValueError for a run that these images cannot give.
+    Raises ValueError, or TypeError for images that are not uint8, for a run that these images cannot give.
     """
+    check_images(test_set.images)
     check_test_set(train_set, test_set)
     bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
     ordered = _teachers_first(bound)

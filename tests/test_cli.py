@@ -111,10 +111,12 @@ def test_a_folder_with_an_odd_name(name: str, folder: Path, tmp_path: Path, monk
 
 
 def test_replot_of_another_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("runs.csv", "history.csv"):
-        (tmp_path / name).write_text("experiment,teacher\nstudents,\n")
-    assert main(["--replot", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "the table has no column 'accuracy'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    rows = Path(__file__).parent.parent / "results" / "digits-quick" / "runs.csv"
+    for wrong, right, missing in (("runs.csv", "history.csv", "accuracy"), ("history.csv", "runs.csv", "epoch")):
+        (tmp_path / right).write_bytes(rows.with_name(right).read_bytes())
+        (tmp_path / wrong).write_text("experiment,teacher,key,loss" + ",accuracy" * (wrong == "history.csv") + "\nstudents\n")
+        assert main(["--replot", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+        assert f"the table has no column {missing!r}: it is not a {wrong}" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -576,9 +576,11 @@ def test_holdout_that_leaves_too_few_labels_is_refused(tiny: Pair, tmp_path: Pat
     ({"classes": ("dark", "light", "grey")}, "class 2 is None of the training set and 'grey'"),
     ({"images": torch.zeros(20, 3, 20, 16, dtype=torch.uint8)}, "training images are 3x16x16 and the test images 3x20x16"),
     ({"labels": torch.tensor([-1, 0, -1] + 17 * [1])}, "2 test images have no label"),
+    ({"images": torch.zeros(20, 3, 16, 16)}, "images are torch.float32, not uint8"),
+    ({"images": torch.zeros(0, 3, 16, 16, dtype=torch.uint8), "labels": torch.zeros(0, dtype=torch.int64)}, "the test set has no image"),
 ])
 def test_test_set_that_does_not_fit_is_refused(tiny: Pair, tmp_path: Path, change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         go([TEACHER], (tiny[0], replace(tiny[1], **change)), tmp_path)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
