@@ -57,11 +57,11 @@ def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 1
 
 
 def worth_text(labels: float, low: float, high: float, table: pd.DataFrame) -> str:
-    """What :func:`labels_worth` found in words; table: the rows of "label_counts" that it was read from."""
+    """What :func:`labels_worth` found in words, to three digits; table: the rows of "label_counts" that it was read from."""
     def one(value: float) -> str:
         if math.isinf(value):
             return f"more than {table.labels.max():,}" if value > 0 else f"fewer than {table.labels.min():,}"
-        return f"{value:,.0f}"
+        return f"{float(f'{value:.3g}'):,.0f}"
 
     return one(labels) + ("" if math.isnan(low) or low == high else f" ({one(low)} to {one(high)})")
 

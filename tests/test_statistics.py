@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from noisy_student import Run
-from noisy_student.statistics import gains, labels_worth, mean_and_interval, part_gains, summary, worth
+from noisy_student.statistics import gains, labels_worth, mean_and_interval, part_gains, summary, worth, worth_text
 
 
 def test_mean_and_interval_is_students() -> None:
@@ -65,6 +65,14 @@ def test_worth_of_the_last_students() -> None:
                 for g, a in ((1, 99.0), (3, 65.0)) for s in (0, 1)]
     (row,) = worth(pd.DataFrame(counts + students)).itertuples()
     assert (row.student, row.worth, row.low, row.high) == (65, 7071, 7071, 7071)
+
+
+def test_worth_in_words_has_three_digits_and_knows_the_ends_of_the_curve() -> None:
+    table = pd.DataFrame({"labels": [5000, 20_000]})
+    assert worth_text(12_667.4, 9_926, 15_415, table) == "12,700 (9,930 to 15,400)"
+    assert worth_text(8_430, -math.inf, math.inf, table) == "8,430 (fewer than 5,000 to more than 20,000)"
+    assert worth_text(math.inf, math.nan, math.nan, table) == "more than 20,000"
+    assert worth_text(math.inf, math.inf, math.inf, table) == "more than 20,000"
 
 
 def test_worth_is_the_fewest_labels_that_reach_a_level_and_empty_without_students() -> None:
