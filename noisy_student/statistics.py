@@ -61,7 +61,8 @@ def worth_text(labels: float, low: float, high: float, table: pd.DataFrame) -> s
     def one(value: float) -> str:
         if math.isinf(value):
             return f"more than {table.labels.max():,}" if value > 0 else f"fewer than {table.labels.min():,}"
-        return f"{float(f'{value:.3g}'):,.0f}"
+        unit = 10 ** max(0, math.floor(math.log10(value)) - 2)
+        return f"{math.floor(value / unit + 0.5) * unit:,}"
 
     return one(labels) + ("" if math.isnan(low) or low == high else f" ({one(low)} to {one(high)})")
 

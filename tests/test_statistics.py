@@ -69,7 +69,8 @@ def test_worth_of_the_last_students() -> None:
 
 def test_worth_in_words_has_three_digits_and_knows_the_ends_of_the_curve() -> None:
     table = pd.DataFrame({"labels": [5000, 20_000]})
-    assert worth_text(12_667.4, 9_926, 15_415, table) == "12,700 (9,930 to 15,400)"
+    assert worth_text(12_667.4, 9_925, 15_415, table) == "12,700 (9,930 to 15,400)"
+    assert worth_text(216.4, 99.6, 9_996, table) == "216 (100 to 10,000)"
     assert worth_text(8_430, -math.inf, math.inf, table) == "8,430 (fewer than 5,000 to more than 20,000)"
     assert worth_text(math.inf, math.nan, math.nan, table) == "more than 20,000"
     assert worth_text(math.inf, math.inf, math.inf, table) == "more than 20,000"
