@@ -108,7 +108,7 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
         labels, low, high = labels_worth(counts, last.accuracy.tolist())
         rows.append({"model": last.model.iloc[0], "pseudo": kind, "generation": last.generation.iloc[0], "labels": last.labels.iloc[0],
                      "student": last.accuracy.mean(), "worth": labels, "low": low, "high": high})
-    return pd.DataFrame(rows).round({"student": 2, "worth": 0, "low": 0, "high": 0})
+    return pd.DataFrame(rows).round({"student": 2, "worth": 1, "low": 1, "high": 1})
 
 
 def part_gains(table: pd.DataFrame) -> pd.DataFrame:

@@ -64,7 +64,7 @@ def test_worth_of_the_last_students() -> None:
                  "key": f"{g}{s}"}
                 for g, a in ((1, 99.0), (3, 65.0)) for s in (0, 1)]
     (row,) = worth(pd.DataFrame(counts + students)).itertuples()
-    assert (row.student, row.worth, row.low, row.high) == (65, 7071, 7071, 7071)
+    assert (row.student, row.worth, row.low, row.high) == (65, 7071.1, 7071.1, 7071.1)
 
 
 def test_worth_in_words_has_three_digits_and_knows_the_ends_of_the_curve() -> None:
