@@ -236,6 +236,8 @@ EXPERIMENTS = {**FOUR, "road": road, "student_ablation": student_ablation}
 def _descend(settings: Settings, teacher: Run, models: Sequence[str], kind: str) -> list[Run]:
     """Students, each the teacher of the next."""
     options, runs = {name: getattr(settings, name) for name in STUDENT_OPTIONS}, list[Run]()
+    if kind == "hard":
+        options["temperature"] = 1.0  # of soft labels: a hard student is the same Run whatever it is
     for model in models:
         # Two numbers: a teacher trained on few labels varies most from one training to the next, and costs least.
         options["ensemble"] = settings.student_ensemble if teacher.teacher else settings.ensemble

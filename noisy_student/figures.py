@@ -152,7 +152,7 @@ def result2(table: pd.DataFrame) -> Figure:
     figure, (axis,) = _panels(1, f"What the unlabelled images are worth\n{_subtitle(rows)}", 7.5, 5)
     axis.plot(counts, mean, "o-", color=GREY, label=f"{rows.model.iloc[0]} supervised")
     axis.fill_between(counts, mean - half, mean + half, color=GREY, alpha=0.2)
-    if _cifar10(rows):
+    if _cifar10(rows) and rows.model.iloc[0] == "Resnet9":
         axis.plot(*zip(*ORIGINAL_BY_LABELS.items(), strict=True), "o--", mfc="none", color=GREY, lw=1, label="original, supervised")
         counts += [count for count in ORIGINAL_BY_LABELS if count > counts[-1]]
     for found in worth(table).to_dict("records"):

@@ -71,8 +71,11 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
 def load_pictures(paths: Sequence[str | Path], size: int = 32) -> Tensor:
     """Single pictures as :func:`noisy_student.load` reads them, for :func:`noisy_student.predict`: uint8, N x 3 x size x size.
 
-    size: that of the images that the model was trained on. Raises OSError for a picture that cannot be read, with its path.
+    size: that of the images that the model was trained on. Raises OSError for a picture that cannot be read, with its path,
+    ValueError for a single path.
     """
+    if isinstance(paths, str | Path):
+        raise ValueError(f"{str(paths)!r} is one path: load_pictures takes a list of them.")
     images = np.empty((len(paths), 3, size, size), np.uint8)
     for path, image in zip(paths, images, strict=True):
         if fault := _decode_into(image, Path(path), size):
@@ -185,6 +188,8 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
         if kept:
             labels = [-1 if part == "unlabeled" else classes.index(names[i].split("/")[1]) for i in kept]
             parts[part] = Images(torch.from_numpy(images[kept]), torch.tensor(labels), classes, name)
+    if "test" not in parts and any(n.startswith("test/") for n in names):
+        raise ValueError(f"{path} has no readable image in test/: mend them, or remove it, and a part of train/ is held out.")
     if "train" not in parts or len(parts["train"].labels.unique()) < len(classes):
         raise ValueError(f"{path} has a class without a readable training image: {FOLDER_HINT}.")
     return parts, not bad

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -68,6 +68,9 @@ class Run:
         if (self.teacher is None) != (self.pseudo == "none"):
             raise ValueError(f"pseudo={self.pseudo!r} with{'out' if self.teacher is None else ''} a teacher: a student "
                              "needs a teacher and 'soft' or 'hard', a supervised run neither.")
+        for f in fields(self) if self.teacher is None else ():
+            if f.name in STUDENT_OPTIONS and getattr(self, f.name) != f.default:
+                raise ValueError(f"{f.name}={getattr(self, f.name)} of a run without a teacher: it is for students.")
         for name in ("labels", "seed", "holdout") if self.teacher is not None else ():
             mine, its = getattr(self, name), getattr(self.teacher, name)
             if mine != its:

@@ -83,13 +83,15 @@ class Store:
         return pd.concat(tables, names=["key", None]).reset_index("key")
 
     def model(self, key: str) -> nn.Module:
-        """The trained model of a finished run."""
+        """The trained model of a finished run, in evaluation mode."""
         contents = self._contents(key)
         record = json.loads(contents["run.json"])
         with torch.random.fork_rng(devices=[]):  # a caller's random numbers do not depend on what was in the store
-            model = build(record["run"]["model"], len(record["result"]["confusion"]))
+            recipe = record["run"]["recipe"]
+            model = build(record["run"]["model"], len(record["result"]["confusion"]), dropout=recipe["dropout"],
+                          stochastic_depth=recipe["stochastic_depth"])
         model.load_state_dict(safetensors.torch.load(contents["model.safetensors"]))
-        return model
+        return model.eval()
 
     def _contents(self, key: str) -> dict[str, bytes]:
         """The files of an entry, checked each time: hours may lie between a teacher's training and its student's."""

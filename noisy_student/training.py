@@ -174,10 +174,10 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
 
     images: uint8, N x 3 x H x W. chosen: int64, the places of those to train on; by default all. (A copy of them in place of
     ``chosen`` would take up to as much memory again.) targets: class indices or probabilities (x classes), one for each of
-    these. ``seed`` decides order and noise; torch's global random state is left as it was. After each epoch ``checkpoint`` is
-    called with a function that copies the state of that moment, and with the history: all that ``resume`` needs to go on from there
-    to the same weights (on a CPU to the bit).
-    Raises FloatingPointError when the loss is no longer finite.
+    these. ``seed`` decides order and noise; torch's random state, on the CPU and on ``device``, is left as it was. After each epoch
+    ``checkpoint`` is called with a function that copies the state of that moment, and with the history: all that ``resume`` needs
+    to go on from there to the same weights (on a CPU to the bit).
+    Raises ValueError unless there is one target for each image, FloatingPointError when the loss is no longer finite.
     """
     check_images(images)
     device, mode = pick_device(device), model.training
@@ -187,6 +187,8 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
     classes = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
     targets = probabilities(targets.cpu(), classes).to(device)
     chosen = (torch.arange(len(images)) if chosen is None else chosen).to(device)
+    if not 0 < len(chosen) == len(targets):
+        raise ValueError(f"{len(targets):,} targets for {len(chosen):,} images: train needs images, and a target for each.")
     images, history = images.to(device), []
     if resume is not None:
         _restore(model, optimizer, average, resume[0])
@@ -277,5 +279,7 @@ def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size:
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, flip: bool = False,
              device: str | torch.device | None = None) -> float:
-    """Accuracy in percent, without noise."""
+    """Accuracy in percent, without noise. Raises ValueError for images without a label, -1."""
+    if (missing := int((labels < 0).sum())):
+        raise ValueError(f"{missing:,} of {len(labels):,} images have no label: evaluate those that have one.")
     return 100 * float((predict(model, images, flip=flip, device=device).argmax(1) == labels.cpu()).float().mean())

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
@@ -35,15 +36,23 @@ def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iter
         content = io.BytesIO()
         _Pickler(content, folder).dump((task, arguments))
         processes = [context.Process(target=_help, args=(content.getvalue(), folder), daemon=True) for _ in range(count)]
+        resource_tracker.ensure_running()  # Python's own process, which, started later, may lift the block
         try:
-            for process in processes:
-                process.start()
+            # Inherited: Ctrl-C, or the end of a batch job, is sent to all processes at once, but the caller ends the helpers, and each
+            # of them sees to the folder if the caller dies.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            try:
+                for process in processes:
+                    process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield
         finally:
-            for process in processes:  # when the block ends all is done, or has failed
-                if process.pid is not None:
-                    process.terminate()
-                    process.join()
+            started = [process for process in processes if process.pid is not None]
+            for process in started:  # when the block ends all is done, or has failed
+                process.kill()
+            for process in started:
+                process.join()
 
 
 class _Pickler(pickle.Pickler):
@@ -74,13 +83,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _help(content: bytes, folder: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who ends the helpers
     threading.Thread(target=_end_with_the_caller, args=(folder,), daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its usual lock is a semaphore, which Python would report as leaked when the helper is ended
-    task, arguments = _Unpickler(io.BytesIO(content)).load()
     try:
+        task, arguments = _Unpickler(io.BytesIO(content)).load()
         task(*arguments)
-    except Exception:  # the caller comes to the same run next, and says what is wrong with it
+    except Exception:  # the caller comes to the same run next, and says what is wrong with it; or it is gone, and with it the images
         os._exit(1)
 
 

@@ -54,6 +54,12 @@ def test_students_have_the_options_of_the_settings() -> None:
     assert len(students) == 5 and all(getattr(run, name) == value for run in students for name, value in options.items())
 
 
+def test_what_hard_students_cannot_depend_on_does_not_train_them_again() -> None:
+    sharp, plain = (EXPERIMENTS["students"](override(FULL, {"temperature": t}), 0) for t in (0.5, 1.0))
+    assert [run in plain for run in sharp if run.pseudo == "hard"] == [True] * 3
+    assert [run in plain for run in sharp if run.pseudo == "soft"] == [False] * 3
+
+
 def test_generations_go_on_from_the_chain() -> None:
     runs = EXPERIMENTS["generations"](FULL, 0)
     assert [r.generation for r in runs] == [0, 1, 2, 3, 4, 5] and [r.model for r in runs[3:]] == ["Resnet9"] * 3

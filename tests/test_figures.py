@@ -167,6 +167,13 @@ def test_result2_shows_the_curve_and_where_the_students_cross_it() -> None:
     assert (crossing.get_xdata()[0], crossing.get_ydata()[0]) == pytest.approx((wanted, 68), rel=1e-3)  # type: ignore[index]
 
 
+def test_the_originals_curve_stands_beside_its_own_model_alone() -> None:
+    table = made_table()
+    others = table.assign(model=table.model.where(table.experiment != "label_counts", "Convnet5"))
+    drawn = [[line.get_label() for line in figures.result2(rows).axes[0].lines] for rows in (table, others)]
+    assert "original, supervised" in drawn[0] and "original, supervised" not in drawn[1]
+
+
 def test_curves_show_each_generations_mean() -> None:
     table = made_table()
     rows = table[(table.experiment == "students") & (table.pseudo != "hard")]

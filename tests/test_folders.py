@@ -347,6 +347,13 @@ def test_unreadable_picture_is_named_and_left_out_only_if_asked(folder: Path, tm
         assert "train/cat/3.png" in capsys.readouterr().out
 
 
+def test_a_test_set_that_cannot_be_read_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "test").glob("*/*"):
+        path.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"no readable image in test/"):
+        load(folder, tmp_path / "root", skip_unreadable=True)
+
+
 def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
 
@@ -397,3 +404,5 @@ def test_single_pictures_are_read_as_those_of_a_folder(folder: Path, tmp_path: P
     paths[1].write_bytes(b"no picture")
     with pytest.raises(OSError, match=r"0\.png cannot be read \(no format that Pillow reads\)"):
         load_pictures(paths)
+    with pytest.raises(ValueError, match="is one path"):
+        load_pictures(str(paths[0]))

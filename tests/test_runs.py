@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +23,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
 from noisy_student.runs import prepare, pseudo_labels
+from noisy_student.training import normalise
 from noisy_student.workers import default_workers, helpers
 
 FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
@@ -370,7 +372,15 @@ def pair(tmp_path: Path, store: str, epochs: int) -> tuple[psutil.Popen, list[ps
     while len(list(tmp_path.glob(f"{store}/*.partial"))) != 2:
         assert caller.poll() is None
         time.sleep(0.02)
-    return caller, [p for p in caller.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    return caller, helpers_of(caller)
+
+
+def helpers_of(caller: psutil.Popen) -> list[psutil.Process]:
+    found = []
+    for process in caller.children():
+        with suppress(psutil.NoSuchProcess):  # another short-lived child
+            found += [process] if "spawn_main" in " ".join(process.cmdline()) else []
+    return found
 
 
 def test_helpers_end_with_a_killed_caller(tmp_path: Path) -> None:
@@ -379,6 +389,25 @@ def test_helpers_end_with_a_killed_caller(tmp_path: Path) -> None:
     caller.wait()
     assert helpers and not psutil.wait_procs(helpers, timeout=30)[1], "a helper outlives its caller"
     assert not list(tmp_path.glob("noisy_student-*")), "what the helpers had mapped is left"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_none_and_no_file(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C in a terminal, and the end of a batch job, reach helpers that have just been started, too."""
+    (tmp_path / "script.py").write_text(PAIR)
+    with (tmp_path / "stderr").open("w") as stderr:
+        caller = psutil.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / "store"), "5000"], stderr=stderr,
+                              env={**os.environ, "TMPDIR": str(tmp_path)}, start_new_session=True)
+        while not (tmp_path / "store" / ".locks").exists():  # the caller is at work, its helper still imports torch
+            assert caller.poll() is None
+            time.sleep(0.02)
+        helpers = helpers_of(caller)
+        os.killpg(caller.pid, number)
+        caller.wait()
+    assert helpers and not psutil.wait_procs(helpers, timeout=60)[1], "a helper outlives its caller"
+    assert not list(tmp_path.glob("noisy_student-*")), "what the helpers had mapped is left"
+    traces = (tmp_path / "stderr").read_text().count("Traceback")
+    assert traces == (number == signal.SIGINT), "the caller's own"
 
 
 def test_killed_helper_and_killed_caller_lose_nothing(tmp_path: Path) -> None:
@@ -644,6 +673,24 @@ def test_temperature_sharpens_soft_labels() -> None:
 def test_bad_runs(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         replace(STUDENT, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"threshold": 0.8}, {"balance": True}, {"flip_average": True}, {"temperature": 0.5}, {"ensemble": 3},
+                                    {"repeat_labels": 2}])
+def test_a_run_without_a_teacher_has_no_option_of_a_student(change: dict[str, object]) -> None:
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name}=.* without a teacher"):
+        replace(TEACHER, **change)  # type: ignore[arg-type]
+
+
+def test_the_stored_model_is_ready_for_use(tiny: Pair, tmp_path: Path) -> None:
+    """In evaluation mode, so that it may be called as it is; with the recipe's noise, so that it may be trained further."""
+    key = go([replace(TEACHER, model="Resnet9", recipe=FAST.replace(dropout=0.3, stochastic_depth=0.6))], tiny, tmp_path).key[0]
+    model, few = Store(tmp_path).model(key), tiny[1].images[:4]
+    assert not any(module.training for module in model.modules())
+    assert torch.allclose(model(normalise(few)).softmax(1), predict(model, few))
+    noise = [m.p for m in model.modules() if type(m).__name__ in ("Dropout", "StochasticDepth")]
+    assert noise == pytest.approx([0.2, 0.4, 0.6, 0.3])
 
 
 def test_more_labels_than_images_and_no_pseudo_label(tiny: Pair, tmp_path: Path) -> None:

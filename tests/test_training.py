@@ -268,6 +268,20 @@ def test_the_originals_recipe() -> None:
         assert dataclasses.asdict(Recipe.original(faults)) == {**wanted, "fault_eval": faults, "fault_equalize": faults}
 
 
+@pytest.mark.parametrize(("images", "targets"), [(30, 60), (60, 30), (0, 0)])
+def test_images_and_targets_that_do_not_pair_are_refused(tiny: Pair, images: int, targets: int) -> None:
+    """All labels in place of those chosen, say, which would pair images with labels of others."""
+    with pytest.raises(ValueError, match=f"{targets} targets for {images} images"):
+        trained(tiny[0].images, tiny[0].labels[:targets], FAST, chosen=torch.arange(images))
+
+
+def test_images_without_a_label_are_not_scored_as_wrong(tiny: Pair) -> None:
+    labels = tiny[0].labels.clone()
+    labels[:7] = -1
+    with pytest.raises(ValueError, match="7 of 60 images have no label"):
+        evaluate(build("Convnet5", 2), tiny[0].images, labels)
+
+
 def test_bad_targets(tiny: Pair) -> None:
     with pytest.raises(ValueError, match="not within"):
         trained(tiny[0].images, tiny[0].labels + 5, FAST)
