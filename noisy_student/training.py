@@ -280,6 +280,6 @@ def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size:
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, flip: bool = False,
              device: str | torch.device | None = None) -> float:
     """Accuracy in percent, without noise. Raises ValueError for images without a label, -1."""
-    if (missing := int((labels < 0).sum())):
+    if missing := int((labels < 0).sum()):
         raise ValueError(f"{missing:,} of {len(labels):,} images have no label: evaluate those that have one.")
     return 100 * float((predict(model, images, flip=flip, device=device).argmax(1) == labels.cpu()).float().mean())

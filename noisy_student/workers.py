@@ -87,8 +87,13 @@ def _help(content: bytes, folder: str) -> None:
     tqdm.set_lock(threading.RLock())  # its usual lock is a semaphore, which Python would report as leaked when the helper is ended
     try:
         task, arguments = _Unpickler(io.BytesIO(content)).load()
+    except RuntimeError:  # torch's, where the caller has died and the folder is already removed
+        if Path(folder).exists():
+            raise
+        os._exit(1)
+    try:
         task(*arguments)
-    except Exception:  # the caller comes to the same run next, and says what is wrong with it; or it is gone, and with it the images
+    except Exception:  # the caller comes to the same run next, and says what is wrong with it
         os._exit(1)
 
 
