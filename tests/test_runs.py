@@ -616,10 +616,13 @@ def test_test_set_that_does_not_fit_is_refused(tiny: Pair, tmp_path: Path, chang
 
 def test_crop_beyond_the_images_is_refused_before_the_teacher_is_trained(tiny: Pair, tmp_path: Path) -> None:
     """Of an image of 16 pixels a side, reflection shows at most the 15 beside the border."""
-    with pytest.raises(ValueError, match=r"^Convnet6 soft from Convnet5, 20 labels, seed 0: crop=16 .* 0 to 15, .* 16x16 .*recipe\.crop"):
+    with pytest.raises(ValueError, match=r"^Convnet6 soft from Convnet5, 20 labels, seed 0: recipe\.crop=16 .* 0 to 15, .* 16x16 "):
         go([replace(STUDENT, recipe=FAST.replace(crop=16))], tiny, tmp_path)
     assert not list(tmp_path.iterdir())
-    go([replace(STUDENT, recipe=FAST.replace(crop=15))], tiny, tmp_path)
+    with pytest.raises(ValueError, match=r"^Convnet6 soft .*seed 0: shift_average=16 .* 0 to 15, .* 16x16 "):
+        go([replace(STUDENT, shift_average=16)], tiny, tmp_path)
+    assert not (tmp_path / TEACHER.key).exists()
+    go([replace(STUDENT, recipe=FAST.replace(crop=15), shift_average=15)], tiny, tmp_path)
 
 
 def test_ensembles_of_ensembles_are_listed_once(tiny: Pair) -> None:
