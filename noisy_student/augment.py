@@ -246,7 +246,7 @@ def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator 
 
 def shifts(images: Tensor, by: int) -> list[Tensor]:
     """The images shifted by ``-by``, 0 and ``by`` pixels each way, nine views, their borders reflected; for 0 the images alone."""
-    check_crop(by, images)
+    check_crop(by, images, name="shift")
     if not by:
         return [images]
     places = (torch.arange(size, device=images.device) for size in images.shape[2:])

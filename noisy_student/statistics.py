@@ -71,7 +71,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of seeds of each setting: what the notebook and the command line show."""
     by = ["experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout"]
     by += [f.name for f in fields(Recipe) if f.name not in by and table[f.name].nunique() > 1]
-    by += [name for name in STUDENT_OPTIONS if name in table and (table.groupby(by)[name].nunique() > 1).any()]  # means are of one setting
+    by += [name for name in STUDENT_OPTIONS if (table.groupby(by)[name].nunique() > 1).any()]  # means are of one setting
     score = "validation_accuracy" if table["accuracy"].isna().all() else "accuracy"
     aggregations = {score: (score, "mean"), "std": (score, "std"), "seeds": ("seed", "nunique")}
     aggregations |= {name: (name, "mean") for name in ("pseudo_accuracy", "kept") if table[name].notna().any()}
@@ -124,7 +124,7 @@ def part_gains(table: pd.DataFrame) -> pd.DataFrame:
     for _, group in students.groupby("seed", sort=False):
         ours = group.iloc[0]
         for _, row in group.iloc[1:].iterrows():
-            changed = ", ".join(f"{name}={row[name]}" for name in PARTS if name in row and row[name] != ours[name])
+            changed = ", ".join(f"{name}={row[name]}" for name in PARTS if row[name] != ours[name])
             rows.append({"changed": changed, "accuracy": row.accuracy, "difference": row.accuracy - ours.accuracy, "kept": row.kept,
                          "pseudo_accuracy": row.pseudo_accuracy})
     by = pd.DataFrame(rows).groupby("changed", sort=False)
