@@ -237,35 +237,22 @@ def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator 
     shift = torch.randint(2 * crop + 1, (2, count, 1), generator=generator) - crop
     mirror = ((torch.rand(count, 1, generator=generator) < 0.5) & flip).to(torch.int64)
     shift, mirror = (drawn.to(images.device, non_blocking=True) for drawn in (shift, mirror))
-    # Each output row and column names the input's one it comes from.
-    row, column = (_reflected(torch.arange(size, device=images.device) + by, size) for size, by in zip((height, width), shift, strict=True))
+    # Each output row and column names the input's one it comes from; reflection at 0 and at the last index is |.|.
+    row = torch.arange(height, device=images.device) + shift[0]
+    column = torch.arange(width, device=images.device) + shift[1]
+    row, column = (size - 1 - (size - 1 - index.abs()).abs() for index, size in ((row, height), (column, width)))
     column = column + mirror * (column.flip(1) - column)
     index = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(count, 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
 
 
-def shifts(images: Tensor, by: int) -> list[Tensor]:
-    """The images shifted by ``-by``, 0 and ``by`` pixels each way, nine views, their borders reflected; for 0 the images alone."""
-    check_crop(by, images, name="shift")
-    if not by:
-        return [images]
-    places = (torch.arange(size, device=images.device) for size in images.shape[2:])
-    rows, columns = ([_reflected(place + step, len(place)) for step in (-by, 0, by)] for place in places)
-    return [images.index_select(2, row).index_select(3, column) for row in rows for column in columns]
-
-
-def _reflected(index: Tensor, size: int) -> Tensor:
-    """Indices mirrored at 0 and at the last one: -1 is 1, ``size`` is ``size - 2``."""
-    return size - 1 - (size - 1 - index.abs()).abs()
-
-
-def check_crop(crop: int, images: Tensor, where: str = "", name: str = "recipe.crop") -> None:
+def check_crop(crop: int, images: Tensor, where: str = "") -> None:
     """Raise ValueError unless ``images``, which are checked too, can be shifted by ``crop`` pixels and reflected."""
     check_images(images)
     height, width = images.shape[2:]
     if not 0 <= crop < min(height, width):
-        raise ValueError(f"{where}{name}={crop} is not a number of pixels from 0 to {min(height, width) - 1}, which images of "
-                         f"{height}x{width} allow: change it.")
+        raise ValueError(f"{where}crop={crop} is not a number of pixels from 0 to {min(height, width) - 1}, which images of "
+                         f"{height}x{width} allow: change recipe.crop.")
 
 
 def check_images(images: Tensor) -> None:

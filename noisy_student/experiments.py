@@ -35,7 +35,6 @@ class Settings:
     threshold: float = 0.0  # pseudo-labels below this confidence are dropped; 0 keeps all
     balance: bool = False  # as many pseudo-labelled images in each class
     flip_average: bool = False  # teachers average image and mirror
-    shift_average: int = 0  # and over shifts by so many pixels, nine views; 0: none
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
     ensemble: int = 1  # trainings of the first teacher, whose mean prediction labels the images
     student_ensemble: int = 1  # the same for students that are teachers in their turn
@@ -49,8 +48,7 @@ class Settings:
     label_recipe_steps: float = 4.0  # at most so many times the optimizer steps of the supervised run, see label_counts()
 
     def __post_init__(self) -> None:
-        at_least = {"labels": 2, "generations": 0, "shift_average": 0, "ensemble": 1, "student_ensemble": 1, "grid_seeds": 1,
-                    "label_recipe_steps": 1}
+        at_least = {"labels": 2, "generations": 0, "ensemble": 1, "student_ensemble": 1, "grid_seeds": 1, "label_recipe_steps": 1}
         check_fields(self, {name: (least, math.inf) for name, least in at_least.items()})
 
 
@@ -226,7 +224,7 @@ def student_ablation(settings: Settings, seed: int) -> list[Run]:
     options: dict[str, Any] = {
         "pseudo": "hard" if ours.pseudo == "soft" else "soft", "threshold": 0.0 if ours.threshold else 0.8, "balance": not ours.balance,
         "flip_average": not ours.flip_average, "ensemble": 1 if ours.ensemble > 1 else 3,
-        "repeat_labels": 1 if ours.repeat_labels > 1 else 3}  # no shifts: at quick their views cost more than the student's training
+        "repeat_labels": 1 if ours.repeat_labels > 1 else 3}
     return [teacher, ours, *(replace(ours, recipe=ours.recipe.replace(**noise)) for noise in noises),
             *(replace(ours, **{name: value}) for name, value in options.items())]
 

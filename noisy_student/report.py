@@ -33,7 +33,7 @@ def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> lis
     needed = NEEDED | {*PARTS, "kept"} if "student_ablation" in present else NEEDED
     for name, columns, there in ("runs.csv", needed, table), ("history.csv", {"key", "epoch", "loss", "accuracy"}, history):
         if missing := sorted(columns - set(there)):
-            raise ValueError(f"the table has no column {missing[0]!r}: it is not a {name} of this version of the package.")
+            raise ValueError(f"the table has no column {missing[0]!r}: it is not a {name} of this package.")
     without_noise = (table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))
     allowed = {figures.result1: {"baselines", "students"} <= present, figures.result2: "label_counts" in present,
                figures.grid: "grid" in present, figures.ablation: without_noise.any(),

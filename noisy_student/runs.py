@@ -34,7 +34,7 @@ from .workers import helpers
 
 PSEUDO = ("none", "soft", "hard")
 # What decides how a student learns from its teacher: fields of Run and of Settings.
-STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "shift_average", "temperature", "ensemble", "repeat_labels")
+STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels")
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -50,7 +50,6 @@ class Run:
     threshold: float = 0.0  # pseudo-labels below this confidence are dropped
     balance: bool = False  # as many pseudo-labelled images in each class (paper, section 2)
     flip_average: bool = False  # the teacher's prediction is the mean over image and mirror
-    shift_average: int = 0  # and over shifts by so many pixels, nine views; 0: none
     temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
     ensemble: int = 1  # the pseudo-labels are the mean prediction of so many trainings of the teacher
     repeat_labels: int = 1  # how often an epoch of a student sees each labelled image
@@ -61,7 +60,7 @@ class Run:
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
-        at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0, "shift_average": 0}
+        at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0}
         check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100), "seed": (0, 2**63 - 1),
                             **{name: (least, math.inf) for name, least in at_least.items()}})
         check_name("model", self.model, MODELS)
@@ -80,9 +79,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """A hash of all fields, the teacher's included."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        text = text.replace('"shift_average": 0, ', "")  # younger than many stored runs, none of which has it
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
 
     @cached_property
     def teachers(self) -> tuple[Run, ...]:
@@ -140,8 +137,7 @@ def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
     votes = []
     for teacher in run.teachers:
         model = store.model(teacher.key)
-        votes += [torch.cat([predict(model, train_set.images[part], flip=run.flip_average, shift=run.shift_average,
-                                     precision=run.recipe.precision, device=device)
+        votes += [torch.cat([predict(model, train_set.images[part], flip=run.flip_average, precision=run.recipe.precision, device=device)
                              for part in pool.split(5000)])]  # in parts: no second copy of all images
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
@@ -288,7 +284,6 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
     splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
     for run in ordered:
         check_crop(run.recipe.crop, train_set.images, f"{run}: ")
-        check_crop(run.shift_average, train_set.images, f"{run}: ", "shift_average")
         if run.teachers and not len(splits[run.labels, run.seed].unlabeled):
             raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
         held = round(run.holdout * run.labels)

@@ -13,8 +13,7 @@ from scipy.special import stdtrit
 from .runs import STUDENT_OPTIONS
 from .training import Recipe
 
-# What a row of "student_ablation" may have changed.
-PARTS = ("pseudo", *(f.name for f in fields(Recipe)), *(name for name in STUDENT_OPTIONS if name != "shift_average"))
+PARTS = ("pseudo", *(f.name for f in fields(Recipe)), *STUDENT_OPTIONS)  # what a row of "student_ablation" may have changed
 
 
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:

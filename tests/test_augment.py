@@ -1,5 +1,4 @@
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2 import InterpolationMode
 
-from noisy_student.augment import GEOMETRY, OPS, SIGNED, RandAugment, apply_op, flip_crop, shifts
+from noisy_student.augment import GEOMETRY, OPS, SIGNED, RandAugment, apply_op, flip_crop
 
 BLENDS = {"Color", "Contrast", "Brightness", "Sharpness"}
 
@@ -157,18 +156,6 @@ def test_crops_are_uniform() -> None:
     row, column = middle // 16 - 6, middle % 16 - 6
     assert row.min() == column.min() == 0 and row.max() == column.max() == 4
     assert stats.chisquare(torch.bincount(5 * row + column, minlength=25)).pvalue > 1e-3
-
-
-def test_shifts_are_the_nine_windows_of_the_reflected_image() -> None:
-    images = pictures(20, 24)
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="reflect")
-    views = shifts(images, 3)
-    assert len(views) == 9
-    for view, (y, x) in zip(views, product((0, 3, 6), repeat=2), strict=True):
-        assert np.array_equal(view, padded[:, :, y : y + 20, x : x + 24])
-    assert [view is images for view in shifts(images, 0)] == [True]
-    with pytest.raises(ValueError, match=r"shift=20 is not a number of pixels from 0 to 19"):
-        shifts(images, 20)
 
 
 def test_flip_is_a_fair_coin() -> None:

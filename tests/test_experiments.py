@@ -47,8 +47,7 @@ def test_students_descend_from_one_teacher() -> None:
 
 
 def test_students_have_the_options_of_the_settings() -> None:
-    options = {"threshold": 0.7, "balance": True, "flip_average": True, "shift_average": 2, "temperature": 0.5, "ensemble": 2,
-               "repeat_labels": 3}
+    options = {"threshold": 0.7, "balance": True, "flip_average": True, "temperature": 0.5, "ensemble": 2, "repeat_labels": 3}
     assert set(options) == set(STUDENT_OPTIONS) and not options.items() & asdict(FULL).items()
     settings = override(FULL, {**options, "student_ensemble": 2})
     students = [run for run in EXPERIMENTS["generations"](settings, 0) if run.teacher]

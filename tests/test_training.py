@@ -191,17 +191,6 @@ def test_flip_averages_the_probabilities_of_image_and_mirror(tiny: Pair) -> None
     assert (image - mirror).abs().max() > 0.01
 
 
-def test_shift_averages_the_probabilities_of_nine_views_and_their_mirrors(tiny: Pair) -> None:
-    torch.manual_seed(0)
-    model, images = build("Resnet9", 2), tiny[1].images
-    padded = F.pad(images.float(), [2] * 4, mode="reflect").byte()
-    views = [padded[:, :, y : y + 16, x : x + 16] for y in (0, 2, 4) for x in (0, 2, 4)]
-    plain, mirrored = (torch.stack([predict(model, x, device="cpu") for x in some]) for some in (views, [x.flip(3) for x in views]))
-    assert torch.allclose(predict(model, images, shift=2, device="cpu"), plain.mean(0), atol=1e-6)
-    assert torch.allclose(predict(model, images, shift=2, flip=True, device="cpu"), (plain.mean(0) + mirrored.mean(0)) / 2, atol=1e-6)
-    assert (plain - plain[4]).abs().max() > 0.01
-
-
 def test_predictions_do_not_depend_on_batch_size_or_order(tiny: Pair) -> None:
     """Within 1e-5 in fp32, within 0.02 in bf16, whose eight bits round anew where another kernel sums."""
     torch.manual_seed(0)
