@@ -77,6 +77,19 @@ def test_every_link_to_a_file_finds_it(page: Path) -> None:
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
+def test_the_recipes_on_the_page_are_those_of_the_profiles() -> None:
+    train = Images(torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), torch.arange(50_000) % 10, tuple("abcdefghij"), "cifar10")
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    head, _, *rows = (line.split("|")[1:-1] for line in page[: page.index("Everywhere:")].splitlines() if line.startswith("|"))
+    parameters = [row[0].strip(" `") for row in rows]
+    for column in range(1, len(head)):
+        name, part = head[column].strip().split(", ")
+        settings = profile(name.strip("`"), train, "cpu")
+        values = vars(settings.supervised) if part == "labels alone" else vars(settings.student) | vars(settings)
+        assert [row[column].strip() for row in rows] == [f"{values[p]:g}" if p in values else "" for p in parameters], head[column]
+        assert (values["momentum"], values["crop"], values["dropout"], settings.ensemble) == (0.9, 4, 0.2, 3)  # the page's "Everywhere"
+
+
 def code_of(section: str, following: str) -> str:
     """The indented lines of a section of the README."""
     text = (ROOT / "README.md").read_text()
