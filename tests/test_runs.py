@@ -397,7 +397,8 @@ def test_a_signal_to_all_processes_leaves_none_and_no_file(tmp_path: Path, numbe
     (tmp_path / "script.py").write_text(PAIR)
     with (tmp_path / "stderr").open("w") as stderr:
         caller = psutil.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / "store"), "5000"], stderr=stderr,
-                              env={**os.environ, "TMPDIR": str(tmp_path)}, start_new_session=True)
+                              env={**os.environ, "TMPDIR": str(tmp_path)}, start_new_session=True,
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # which `make test &` ignores
         while not (tmp_path / "store" / ".locks").exists():  # the caller is at work, its helper still imports torch
             assert caller.poll() is None
             time.sleep(0.02)
