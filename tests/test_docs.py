@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from noisy_student import Images
+from noisy_student import Images, Run
 from noisy_student.__main__ import changes, main, parser
 from noisy_student.experiments import experiment_runs, override, profile
 
@@ -40,6 +40,24 @@ def test_the_command_beside_a_table_makes_its_rows(command: str, korean: str) ->
     settings = override(profile(args.profile, CIFAR10, "cpu", args.labels), changes(args))
     runs = [(name, run) for name in args.experiments.split(",") for run in experiment_runs(name, settings)]
     assert [(name, run.bind(rows.data[0], "").key) for name, run in runs] == list(zip(rows.experiment, rows.key, strict=True))
+
+
+def test_the_script_of_the_best_model_makes_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    code = page[page.index("    from noisy_student import Run, Store, load, predict\n") : page.index("### What these students are worth")]
+    code = "\n".join(line[4:] for line in code.splitlines() if line.startswith("    "))
+    rows = pd.read_csv(ROOT / "results" / "cifar10-jpeg-full-strong-teachers-less-noise" / "runs.csv").query("experiment == 'generations'")
+    asked: list[Run] = []
+
+    def as_in_the_rows(runs: list[Run], *_: Images) -> pd.DataFrame:
+        asked.extend(run.bind(rows.data.iloc[0], "") for run in runs)
+        return rows
+
+    monkeypatch.setattr("noisy_student.load", lambda *_: (CIFAR10, CIFAR10))
+    monkeypatch.setattr("noisy_student.run_all", as_in_the_rows)
+    monkeypatch.setattr("noisy_student.runs.prepare", lambda *_: ([],))  # the first script's predictions, which need the models
+    exec(code, {})
+    assert [run.key for run in asked] == list(rows.key)
 
 
 def test_commands_were_found() -> None:
