@@ -243,13 +243,16 @@ def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 def generations(table: pd.DataFrame) -> Figure:
-    """Test accuracy, and the accuracy of the pseudo-labels learnt from, along the generations; 0 is trained on labels alone."""
+    """Test accuracy, and, where it is known, that of the pseudo-labels learnt from, along the generations; 0 is trained on labels alone."""
     rows = table[table.experiment.isin(["students", "generations"])] if "experiment" in table else table
     if rows.empty:
         raise ValueError("the table has no rows of the experiments 'students' and 'generations': run one first.")
     rows = rows.drop_duplicates("key")
-    figure, axes = _panels(2, f"Along the generations\n{_subtitle(rows)}")
-    for axis, column, label in zip(axes, ("accuracy", "pseudo_accuracy"), ("test accuracy, %", "pseudo-label accuracy, %"), strict=True):
+    shown = {"accuracy": "test accuracy, %", "pseudo_accuracy": "pseudo-label accuracy, %"}
+    if rows.pseudo_accuracy.isna().all():  # of images whose labels nobody knows
+        del shown["pseudo_accuracy"]
+    figure, axes = _panels(len(shown), f"Along the generations\n{_subtitle(rows)}")
+    for axis, (column, label) in zip(axes, shown.items(), strict=True):
         lines = {kind: rows[(rows.pseudo == kind) | (rows.generation == 0)] for kind in ("hard", "soft") if kind in set(rows.pseudo)}
         for kind, part in {**lines, "none": rows[rows.generation == 0]}.items():
             if part[column].notna().any():  # generation 0 has no pseudo-labels

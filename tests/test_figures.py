@@ -153,6 +153,8 @@ def test_generations_show_means_and_intervals() -> None:
     accuracy, labels = (bars(axis) for axis in figures.generations(table).axes)
     assert accuracy["soft student"] == students_t(group for _, group in table.groupby("generation").accuracy)
     assert labels["soft student"][0] == pytest.approx([60 + 3 * g for g in range(1, 6)])
+    (alone,) = figures.generations(table.assign(pseudo_accuracy=math.nan)).axes  # someone's own images: no hidden labels to compare with
+    assert bars(alone) == accuracy
 
 
 def test_result2_shows_the_curve_and_where_the_students_cross_it() -> None:
