@@ -88,10 +88,17 @@ def test_the_pages_give_the_gains_of_the_rows(pages: Iterable[str]) -> None:
     assert not [ways for ways in wanted if not any(way in text for way in ways)]
 
 
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives a page's headings: lower case, letters and digits (of any script), spaces as hyphens."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
-def test_every_link_to_a_file_finds_it(page: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
-    assert not [target for target in targets if not (page.parent / target).exists()]
+def test_every_link_to_a_file_or_a_heading_finds_it(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text())
+    targets = [(page.parent / file if file else page, heading) for file, heading in links]
+    assert not [target for target in targets if not target[0].exists() or target[1] and target[1] not in anchors(target[0])]
 
 
 def test_the_recipes_on_the_page_are_those_of_the_profiles() -> None:
