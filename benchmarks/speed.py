@@ -38,7 +38,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
-from noisy_student.augment import CHUNK
+from noisy_student.augment import chunk_size
 from noisy_student.data import check_name
 from noisy_student.experiments import FOUR
 from noisy_student.files import write_whole
@@ -123,12 +123,12 @@ def augmentations(n: int, data: Images, device: torch.device, count: int) -> Ite
     """RandAugment alone. On a CPU every row has one thread: figures are per core."""
     import kornia.augmentation as K
 
-    images, few, chunk = data.images[:count].to(device), data.images[: count // 8], CHUNK["cpu" if device.type == "cpu" else "other"]
+    images, few = data.images[:count].to(device), data.images[: count // 8]
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in few]
     ours, theirs = RandAugment(n, 10), v2.RandAugment(n, 9, fill=128)
     floats = data.images[: count // 8].to(device).float() / 255
     kornia = K.AugmentationSequential(*[K.auto.RandAugment(n=1, m=9) for _ in range(n)])
-    yield Row("RandAugment: noisy_student", "", n, len(images), lambda: [ours(part) for part in images.split(chunk)])
+    yield Row("RandAugment: noisy_student", "", n, len(images), lambda: [ours(part) for part in images.split(chunk_size(images))])
     yield Row("RandAugment: torchvision, PIL", "", n, len(pictures), lambda: [theirs(picture) for picture in pictures])
     yield Row("RandAugment: torchvision, tensors", "", n, len(few), lambda: [theirs(image) for image in few])
     yield Row("RandAugment: kornia", "", n, len(floats), lambda: [kornia(part) for part in floats.split(128)])

@@ -20,8 +20,17 @@ from torch import Tensor
 from .data import check_name
 
 FILL = 128  # grey, as in the Noisy Student code; black borders would be a cue of their own
-CHUNK = {"cpu": 1024, "other": 16384}  # images augmented at once: what stays in a CPU's cache; what keeps a GPU busy
 Op = Callable[[Tensor, Tensor], Tensor]
+
+
+def chunk_size(images: Tensor) -> int:
+    """How many of ``images`` to augment at once: on a CPU 1,024, which stay in its cache; elsewhere what keeps a GPU busy.
+
+    That is 16,384, or as many as have no more pixels than so many of 32 x 32: of 224 x 224 the index of ``flip_crop`` alone
+    would take 6.6 GB.
+    """
+    height, width = images.shape[2:]
+    return 1024 if images.device.type == "cpu" else min(16384, max(1, 16384 * 32 * 32 // (height * width)))
 
 
 def _column(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .augment import CHUNK, RandAugment, check_images, flip_crop
+from .augment import RandAugment, check_images, chunk_size, flip_crop
 from .data import check_name
 from .step import make_step, sgd, uses_bf16
 
@@ -155,13 +155,12 @@ def batches(images: Tensor, chosen: Tensor, targets: Tensor, recipe: Recipe,
     """One epoch of shuffled batches with input noise; what does not fill the last batch is left out of this epoch.
 
     chosen: int64, the places in ``images`` of the images to train on; targets: one for each of them. Several batches are
-    augmented at once: the cost of an op's launch is shared by CHUNK images.
+    augmented at once: the cost of an op's launch is shared by ``chunk_size`` images.
     """
-    chunk = CHUNK.get(images.device.type, CHUNK["other"])
     augment = RandAugment(recipe.n, recipe.m, inert=("Equalize",) if recipe.fault_equalize else ())
     size = min(recipe.batch_size, len(chosen))
     order = torch.randperm(len(chosen), generator=generator)[: len(chosen) // size * size].to(images.device)
-    for part in order.split(max(1, chunk // size) * size):
+    for part in order.split(max(1, chunk_size(images) // size) * size):
         noisy = augment(flip_crop(images.index_select(0, chosen[part]), recipe.flip, recipe.crop, generator), generator)
         yield from zip(noisy.split(size), targets.index_select(0, part).split(size), strict=True)
 

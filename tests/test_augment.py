@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2 import InterpolationMode
 
-from noisy_student.augment import GEOMETRY, OPS, SIGNED, RandAugment, apply_op, flip_crop
+from noisy_student.augment import GEOMETRY, OPS, SIGNED, RandAugment, apply_op, chunk_size, flip_crop
 
 BLENDS = {"Color", "Contrast", "Brightness", "Sharpness"}
 
@@ -173,3 +173,10 @@ def test_no_wait_for_the_device() -> None:
         flip_crop(RandAugment(5, 10)(images), True, 4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("side", "count"), [(8, 16384), (32, 16384), (64, 4096), (224, 334), (5000, 1)])
+def test_larger_images_are_augmented_in_smaller_chunks_on_a_gpu(side: int, count: int) -> None:
+    """So that memory does not grow with them: 16,384 images of 32 x 32 have 2**24 pixels a channel."""
+    assert chunk_size(torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta")) == count
+    assert count == 1 or side < 32 or 2**23 < count * side**2 <= 2**24

@@ -98,7 +98,7 @@ def anchors(page: Path) -> set[str]:
 def test_every_link_to_a_file_or_a_heading_finds_it(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text())
     targets = [(page.parent / file if file else page, heading) for file, heading in links]
-    assert not [target for target in targets if not target[0].exists() or target[1] and target[1] not in anchors(target[0])]
+    assert not [target for target in targets if not target[0].exists() or (target[1] and target[1] not in anchors(target[0]))]
 
 
 def test_the_recipes_on_the_page_are_those_of_the_profiles() -> None:
