@@ -180,7 +180,7 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
     if bad:
         fault = f"{path} holds an image that cannot be read: {bad[0]}{f', and {len(bad) - 1:,} more' if len(bad) > 1 else ''}"
         if not skip_unreadable:
-            raise OSError(f"{fault}; mend it, or pass skip_unreadable=True (--skip-unreadable, SKIP_UNREADABLE).")
+            raise OSError(f"{fault}; mend it, or pass skip_unreadable=True (--skip-unreadable; SKIP_UNREADABLE = True in a notebook).")
         tqdm.write(f"{fault}: left out.")
     parts = {}
     for part in PARTS:

@@ -49,7 +49,7 @@ def test_the_script_of_the_best_model_makes_its_rows(monkeypatch: pytest.MonkeyP
     rows = pd.read_csv(ROOT / "results" / "cifar10-jpeg-full-strong-teachers-less-noise" / "runs.csv").query("experiment == 'generations'")
     asked: list[Run] = []
 
-    def as_in_the_rows(runs: list[Run], *_: Images) -> pd.DataFrame:
+    def as_in_the_rows(runs: list[Run], *_: Images, device: str) -> pd.DataFrame:
         asked.extend(run.bind(rows.data.iloc[0], "") for run in runs)
         return rows
 
