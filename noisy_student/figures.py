@@ -78,6 +78,12 @@ def _means(rows: pd.DataFrame, by: str, column: str = "accuracy") -> tuple[list[
     return list(found), mean, np.nan_to_num(half)
 
 
+def _within_percent(axis: Axes) -> None:
+    """Cut the axis where no accuracy can be: the interval of two seeds may reach far below 0 and above 100."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -1), min(high, 101))
+
+
 def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[str, float]]]) -> Figure:
     """Test accuracy by model. groups: label -> (rows, colour, marker, the original's accuracies, drawn hollow)."""
     groups = {label: group for label, group in groups.items() if len(group[0])}
@@ -98,7 +104,7 @@ def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[s
         axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
     axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
     axis.margins(y=0.15)
-    axis.set_ylim(top=min(axis.get_ylim()[1], 101))
+    _within_percent(axis)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.1))
     return figure
@@ -169,6 +175,7 @@ def result2(table: pd.DataFrame) -> Figure:
             ticks.append(count)
     axis.set_xticks(ticks, [f"{c:,}" for c in ticks])
     axis.minorticks_off()
+    _within_percent(axis)
     axis.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=9, loc="outside lower center")
     return figure
@@ -263,7 +270,7 @@ def generations(table: pd.DataFrame) -> Figure:
         axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8,
                         rotation=0 if len(names) < 7 else 45)
         axis.set(ylabel=label, xlabel="generation and its model")
-        axis.set_ylim(top=min(axis.get_ylim()[1], 101))
+        _within_percent(axis)
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=9)
     return figure

@@ -169,6 +169,16 @@ def test_result2_shows_the_curve_and_where_the_students_cross_it() -> None:
     assert (crossing.get_xdata()[0], crossing.get_ydata()[0]) == pytest.approx((wanted, 68), rel=1e-3)  # type: ignore[index]
 
 
+def test_axes_of_accuracies_end_at_0_and_100_percent() -> None:
+    """Two seeds far apart have an interval that no accuracy can reach."""
+    wide = made_table(2)
+    wide.loc[wide.seed == 0, ["accuracy", "pseudo_accuracy"]] -= 40
+    for draw in (figures.result1, figures.ablation, figures.result2, figures.generations):
+        for axis in draw(wide).axes:
+            low, high = axis.get_ylim()
+            assert low >= -1 and high <= 101, draw
+
+
 def test_the_originals_curve_stands_beside_its_own_model_alone() -> None:
     table = made_table()
     others = table.assign(model=table.model.where(table.experiment != "label_counts", "Convnet5"))
