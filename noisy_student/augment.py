@@ -24,13 +24,12 @@ Op = Callable[[Tensor, Tensor], Tensor]
 
 
 def chunk_size(images: Tensor) -> int:
-    """How many of ``images`` to augment at once: on a CPU 1,024, which stay in its cache; elsewhere what keeps a GPU busy.
-
-    That is 16,384, or as many as have no more pixels than so many of 32 x 32: of 224 x 224 the index of ``flip_crop`` alone
-    would take 6.6 GB.
+    """How many of ``images`` to augment at once: of 32 x 32 pixels 1,024 on a CPU, which stay in its cache, and elsewhere
+    16,384, which keep a GPU busy. Of larger ones as many as have no more pixels than these: 16,384 of 224 x 224 would need
+    6.6 GB for the index of ``flip_crop`` alone.
     """
-    height, width = images.shape[2:]
-    return 1024 if images.device.type == "cpu" else min(16384, max(1, 16384 * 32 * 32 // (height * width)))
+    most, (height, width) = 1024 if images.device.type == "cpu" else 16384, images.shape[2:]
+    return min(most, max(1, most * 32 * 32 // (height * width)))
 
 
 def _column(values: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def _means(rows: pd.DataFrame, by: str, column: str = "accuracy") -> tuple[list[
 
 
 def _within_percent(axis: Axes) -> None:
-    """Cut the axis where no accuracy can be: the interval of two seeds may reach far below 0 and above 100."""
+    """Cut the axis a point below 0 and above 100, which leaves room for a marker: the interval of two seeds may reach far beyond."""
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, -1), min(high, 101))
 

@@ -30,7 +30,7 @@ from .training import History, State
 if TYPE_CHECKING:
     from .runs import Run
 
-VERSION = 2  # to be raised when the code changes what a Run gives; older entries are then set aside
+VERSION = 3  # to be raised when the code changes what a Run gives; older entries are then set aside
 FILES = ("run.json", "history.csv", "model.safetensors")
 
 

@@ -154,8 +154,8 @@ def batches(images: Tensor, chosen: Tensor, targets: Tensor, recipe: Recipe,
             generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled batches with input noise; what does not fill the last batch is left out of this epoch.
 
-    chosen: int64, the places in ``images`` of the images to train on; targets: one for each of them. Several batches are
-    augmented at once: the cost of an op's launch is shared by ``chunk_size`` images.
+    chosen: int64, the places in ``images`` of the images to train on; targets: one for each of them. As many batches are
+    augmented at once as ``chunk_size`` images hold, and at least one: they share the cost of an op's launch.
     """
     augment = RandAugment(recipe.n, recipe.m, inert=("Equalize",) if recipe.fault_equalize else ())
     size = min(recipe.batch_size, len(chosen))

@@ -50,6 +50,7 @@ def test_the_script_of_the_best_model_makes_its_rows(monkeypatch: pytest.MonkeyP
     asked: list[Run] = []
 
     def as_in_the_rows(runs: list[Run], *_: Images, device: str) -> pd.DataFrame:
+        assert device == "cpu"  # as the rows say
         asked.extend(run.bind(rows.data.iloc[0], "") for run in runs)
         return rows
 

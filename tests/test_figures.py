@@ -176,7 +176,7 @@ def test_axes_of_accuracies_end_at_0_and_100_percent() -> None:
     for draw in (figures.result1, figures.ablation, figures.result2, figures.generations):
         for axis in draw(wide).axes:
             low, high = axis.get_ylim()
-            assert low >= -1 and high <= 101, draw
+            assert -1 <= low < 60 < high <= 101, draw  # all means are near 60, and in sight
 
 
 def test_the_originals_curve_stands_beside_its_own_model_alone() -> None:
