@@ -13,7 +13,7 @@ import math
 import os
 import tarfile
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -37,13 +37,19 @@ class Images:
     """A data set in memory.
 
     images: uint8, N x 3 x H x W. labels: int64, N, in 0..len(classes)-1, or -1 where the label is not known.
-    name: a short lower-case name; ``title`` is the one for people.
+    name: a short lower-case name; ``title`` is the one for people. Raises ValueError for other labels.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     name: str
+
+    def __post_init__(self) -> None:
+        lowest, highest = (int(end) for end in self.labels.aminmax()) if len(self.labels) else (-1, -1)
+        if self.labels.dtype != torch.int64 or len(self.labels) != len(self.images) or lowest < -1 or highest >= len(self.classes):
+            raise ValueError(f"{len(self.labels):,} labels of {self.labels.dtype}, from {lowest} to {highest}, for {len(self.images):,} "
+                             f"images: give one torch.int64 for each, from 0 to {len(self.classes) - 1}, or -1 where it is not known.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -180,7 +186,8 @@ def _fetch(name: str, archive: Path, md5: str, get: Callable[[], Any]) -> Any:
             return get()
         except BaseException as error:
             if not existed:
-                archive.unlink(missing_ok=True)
+                with suppress(OSError):  # in a folder that cannot be written there is none, and the error says so
+                    archive.unlink()
             if not isinstance(error, (OSError, RuntimeError, EOFError, tarfile.TarError)):
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -286,11 +293,11 @@ def _stratified_order(labels: Tensor, seed: int) -> Tensor:
     return shuffled[rank.argsort(stable=True)]
 
 
-def hold_out(train: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
-    """Take a stratified ``fraction`` of the labelled images away as a test set: (remaining, test)."""
+def hold_out(train: Images, fraction: float) -> tuple[Images, Images]:
+    """Take a stratified ``fraction`` of the labelled images away as a test set, always the same: (remaining, test)."""
     if not 0 < fraction < 1:
         raise ValueError(f"test_fraction={fraction} is not between 0 and 1.")
-    order = _stratified_order(train.labels, seed)
+    order = _stratified_order(train.labels, seed=0)
     count = max(len(train.classes), math.floor(fraction * len(order) + 0.5))
     test, rest = order[:count].sort().values, order[count:].sort().values
     rest = torch.cat([rest, (train.labels < 0).nonzero().flatten()])

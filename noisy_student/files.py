@@ -37,7 +37,8 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         raise OSError(error.errno, f"{path} could not be written ({error.strerror}): {len(content):,} bytes are needed there") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be written it may not be removable either: the error above says why
+            partial.unlink()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +33,7 @@ PARTS = ("train", "test", "unlabeled")
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded: a decompression bomb, or a mistake
 MAX_ARCHIVE_BYTES = 8_000_000_000  # unpacked, in memory; less for small archives, see _read_archive
 DECODER = 3  # to be raised when the pictures of a folder give other tensors: older caches are then not used
-Image.init()
-FORMATS = tuple(name for name in Image.ID if name != "EPS")  # PostScript is a program, and Pillow would have it run
+Image.init()  # all of Pillow's formats, not only the usual ones
 FOLDER_HINT = "put each class's images into train/<class>/"
 
 Files = dict[str, Path | bytes]  # a file's name inside the folder or archive -> where it is, or what it holds
@@ -48,9 +48,9 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
     packed = not path.is_dir()
     if packed and not path.name.lower().endswith(ARCHIVES):
         raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}).")
-    files, marks = (Files(), [hashlib.sha256(path.read_bytes()).hexdigest()]) if packed else _list_folder(path)
+    files, marks = (Files(), [_sha256(path)]) if packed else _list_folder(path)
     mark = hashlib.sha256(json.dumps([DECODER, PIL.__version__, size, skip_unreadable, marks]).encode()).hexdigest()
-    cache = root / "cache" / f"{name}-{mark[:16]}.safetensors"
+    cache = root / "cache" / f"{name[:60]}-{mark[:16]}.safetensors"  # a file's name has at most 255 bytes, a Korean letter 3
     if found := load_tensors(cache):
         tensors, facts = found
         classes = tuple(json.loads(facts["classes"]))
@@ -83,14 +83,28 @@ def load_pictures(paths: Sequence[str | Path], size: int = 32) -> Tensor:
     return torch.from_numpy(images)
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """All that lies in a folder, and in those below it; hidden ones are left out, and linked folders not entered."""
+
+    def refuse(error: OSError) -> None:  # pathlib's rglob would pass over such a folder, and over its pictures, without a word
+        raise OSError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it elsewhere.") from error
+
+    for folder, below, names in os.walk(path, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".") and name != "lost+found"]  # a disk's own, for root alone
+        yield from (Path(folder, name) for name in [*below, *names] if not name.startswith("."))
+
+
 def _list_folder(path: Path) -> tuple[Files, list[str]]:
     """The files of a folder, hidden ones, linked folders and links that lead out of it left out; and marks that change with them."""
     home, files, links = path.resolve(), Files(), list[str]()
     marks = [str(home)]
-    for file in sorted(path.rglob("*")):
+    for file in sorted(_walk(path)):
         inside = file.relative_to(path)
-        if any(part.startswith(".") for part in inside.parts):
-            continue
         if file.is_file() and file.resolve().is_relative_to(home):
             files[inside.as_posix()] = file
             status = file.stat()  # ctime too: copies keep the time of the original, and some tools set it
@@ -136,10 +150,18 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} after {tar.offset:,} bytes") from error
 
 
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """An archive that does not say how its names are written: in UTF-8, in Korean (EUC-KR), or as the format has it (CP437)."""
+    for encoding in ("utf-8", "euc_kr"):
+        with suppress(UnicodeDecodeError):
+            return zipfile.ZipFile(path, metadata_encoding=encoding)
+    return zipfile.ZipFile(path)
+
+
 def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     """(name, unpacked bytes, function that reads it) of each regular file in an archive; symbolic links are not followed."""
     if path.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
+        with _open_zip(path) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
                     yield info.filename.removeprefix("./"), info.file_size, partial(archive.read, info)
@@ -163,15 +185,16 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
         twice = next(n for n in files if n not in normal)
         raise ValueError(f"{path} has two files called {twice}, in two Unicode forms; rename one.")
     files = normal
-    tops = {n.split("/")[0] for n in files if "/" in n}
-    if "train" not in tops and len(tops) == 1:  # the layout may lie one folder down, as archives often have it
-        files = {n.partition("/")[2]: v for n, v in files.items() if "/" in n}
+    tops, layout = {n.split("/")[0] for n in files if "/" in n}, path
+    below = {n.partition("/")[2]: v for n, v in files.items() if "/" in n}
+    if len(tops) == 1 and "train" not in tops and any(n.startswith("train/") for n in below):  # one folder down, as in many archives
+        files, layout = below, path / tops.pop()
     if not any(n.startswith("unlabeled/") for n in files):
         files = {n.replace("unlabelled/", "unlabeled/", 1) if n.startswith("unlabelled/") else n: v for n, v in files.items()}
     names = sorted(n for n in files if n.split("/")[0] in PARTS)
     if odd := sorted({n.split("/")[0] for n in files if "/" in n} - {*PARTS, "__MACOSX"}):
         tqdm.write(f"{path}: not used: {', '.join(f'{o}/' for o in odd)} (the parts are {', '.join(f'{p}/' for p in PARTS)}).")
-    classes = _classes(path, names)
+    classes = _classes(path, layout, names)
     images = np.empty((len(names), 3, size, size), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoding = pool.map(lambda n, image: _decode_into(image, files[n], size), names, images)
@@ -188,18 +211,18 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
         if kept:
             labels = [-1 if part == "unlabeled" else classes.index(names[i].split("/")[1]) for i in kept]
             parts[part] = Images(torch.from_numpy(images[kept]), torch.tensor(labels), classes, name)
-    if "test" not in parts and any(n.startswith("test/") for n in names):
-        raise ValueError(f"{path} has no readable image in test/: mend them, or remove it, and a part of train/ is held out.")
+    for part, instead in {"test": "a part of train/ is held out", "unlabeled": "a part of train/ plays the unlabelled one"}.items():
+        if part not in parts and any(n.startswith(f"{part}/") for n in names):
+            raise ValueError(f"{path} has no readable image in {part}/: mend them, or remove it, and {instead}.")
     if "train" not in parts or len(parts["train"].labels.unique()) < len(classes):
         raise ValueError(f"{path} has a class without a readable training image: {FOLDER_HINT}.")
     return parts, not bad
 
 
-def _classes(path: Path, names: list[str]) -> tuple[str, ...]:
-    """Class names, sorted. Raises ValueError unless train/ holds two or more, none empty, and test/ no others."""
+def _classes(path: Path, layout: Path, names: list[str]) -> tuple[str, ...]:
+    """Class names, sorted; layout: where train/ lies. Raises ValueError unless it holds two or more, none empty, and test/ no others."""
     found = {part: {n.split("/")[1] for n in names if n.startswith(f"{part}/") and n.count("/") >= 2} for part in PARTS}
-    found_there = path.glob("train/*/" if (path / "train").exists() else "*/train/*/")  # nothing in an archive
-    folders = {unicodedata.normalize("NFC", p.name) for p in found_there}
+    folders = {unicodedata.normalize("NFC", p.name) for p in layout.glob("train/*/")}  # none in an archive
     empty = sorted(f for f in folders - found["train"] if not f.startswith("."))
     if empty:
         raise ValueError(f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty folder.")
@@ -217,12 +240,14 @@ def _classes(path: Path, names: list[str]) -> tuple[str, ...]:
 def _decode_into(image: np.ndarray, source: Path | bytes, size: int) -> str | None:
     """Write one picture into ``image``, uint8, 3 x size x size; returns in a few words why it cannot be read."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
+        formats = [name for name in Image.ID if name != "EPS"]  # PostScript is a program, and Pillow would have it run
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS:,}"
             picture.draft("RGB", (size, size))  # JPEG: decode at a fraction of a large picture's size
             upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to its darkest 256 values
+            # Pillow would clip 16-bit grey to its darkest 256 values; that of PGM files it holds in 32 bits.
+            if upright.mode.startswith("I;16") or (upright.mode, picture.format) == ("I", "PPM"):
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             elif upright.mode in ("I", "F"):
                 return f"its {upright.mode} pixels of 32 bits have no fixed range"

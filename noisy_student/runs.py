@@ -165,7 +165,9 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
         torch.manual_seed(seed)
         model = build(run.model, classes, dropout=run.recipe.dropout, stochastic_depth=run.recipe.stochastic_depth)
     last, made_with, found = time.monotonic(), _made_with(run, device), store.load_checkpoint(run)
-    if found and found[2] != made_with:
+    if found and {k: v for k, v in found[2].items() if k != "resumed_from"} == made_with:
+        made_with = found[2]
+    elif found:
         made_with["resumed_from"] = found[2]
     earlier = sum(row["seconds"] for row in found[1]) if found else 0.0
 
@@ -257,6 +259,7 @@ def _finish(runs: Sequence[Run], records: dict[str, dict[str, Any]], train_set: 
                 if record is None and all(teacher.key in records for teacher in run.teachers):
                     with store.lock(run) as mine:
                         if mine and (record := store.find(run)) is None:
+                            bar.set_postfix_str("")
                             store.set_aside(run)
                             torch.set_num_threads(shares[run.generation])
                             _train_run(run, train_set, test_set, splits[run.labels, run.seed], store, device, progress)
@@ -267,7 +270,8 @@ def _finish(runs: Sequence[Run], records: dict[str, dict[str, Any]], train_set: 
                     bar.update()
                     break  # the first runs again: one that failed in another process must not wait for the last
             else:
-                time.sleep(0.5)  # others train all that is left
+                bar.set_postfix_str("waiting for other processes")  # they train all that is left
+                time.sleep(0.5)
 
 
 def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,

@@ -22,7 +22,7 @@ def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
     return float(found.mean()), float(stdtrit(len(found) - 1, 0.975) * found.sem())
 
 
-def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 10_000) -> tuple[float, float, float]:
+def labels_worth(table: pd.DataFrame, student: Sequence[float]) -> tuple[float, float, float]:
     """How many labels a supervised model needs for the student's mean accuracy, and the ends of the 95% interval.
 
     table: the rows of "label_counts"; student: accuracies in percent, one a seed. The supervised mean, made monotone, is
@@ -42,7 +42,7 @@ def labels_worth(table: pd.DataFrame, student: Sequence[float], samples: int = 1
             return float(counts[0]) if level == rising[0] else -math.inf
         return float(np.exp(np.interp(level, rising[i - 1 : i + 1], np.log(counts[i - 1 : i + 1]))))
 
-    rng = np.random.default_rng(0)
+    rng, samples = np.random.default_rng(0), 10_000
 
     def means(values: np.ndarray) -> np.ndarray:
         spread = values.std(ddof=1) / len(values) ** 0.5 * rng.standard_t(len(values) - 1, samples) if len(values) > 1 else 0.0

@@ -127,7 +127,10 @@ def device_title(device: torch.device) -> str:
     """The device in words, for tables and figures."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device.type == "mps" else f"{os.cpu_count()}-core CPU"
+    if device.type == "mps":
+        return "Apple GPU"
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # of a shared machine
+    return f"{ours}-core CPU"
 
 
 # ---------------------------------------------------------------------------------------------------------- loop
@@ -202,7 +205,8 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
             start, seen, total, correct = time.perf_counter(), 0, torch.zeros((), device=device), torch.zeros((), device=device)
             for i, (x, y) in enumerate(batches(images, chosen, targets, recipe, generator)):
-                lr = recipe.lr_at((epoch + i / steps) / recipe.epochs)
+                # A cycle of a single step would be at its start, where the learning rate is 0, and train nothing.
+                lr = recipe.lr if steps * recipe.epochs == 1 else recipe.lr_at((epoch + i / steps) / recipe.epochs)
                 loss, right = step(normalise(x), y, lr)
                 if average is not None:
                     average.update_parameters(model)

@@ -259,6 +259,13 @@ def test_pickle_in_place_of_a_split_is_not_executed(tmp_path: Path, evil: bytes)
         Split.load(tmp_path / "split.npz", labelled([0, 1, 0, 1], 2))
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int32), torch.tensor([0, 1, 2, 0]),
+                                    torch.tensor([0, 1, -2, 0])])
+def test_labels_that_do_not_fit_their_images_are_refused(labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"for 4 images: give one torch\.int64 for each, from 0 to 1, or -1"):
+        Images(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), labels, ("a", "b"), "x")
+
+
 def test_fingerprint_says_everything() -> None:
     base = labelled([0, 1, 0, 1], 2)
     pixels = base.images.clone()

@@ -21,6 +21,11 @@ def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"before"]
 
 
+def test_failed_write_says_why_where_nothing_can_be_removed_either(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"could not be written \(File name too long\): 1 bytes are needed there"):
+        write_whole(tmp_path / ("a" * 250), b"x")
+
+
 def test_name_that_is_no_pattern(tmp_path: Path) -> None:
     write_whole(tmp_path / "a**b", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["a**b"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from noisy_student import folders, load, load_pictures
 
@@ -65,6 +65,22 @@ def test_modes(folder: Path, tmp_path: Path) -> None:
     for name, pixels in zip(sorted(f"m{n}" for n in made), train.images[6:], strict=False):
         expected = 255 * (grey > 127) if name == "m1" else grey
         assert np.array_equal(pixels.numpy(), np.broadcast_to(expected, (3, 32, 32))), name
+
+
+def test_16_bit_pgm(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    (tmp_path / "a.pgm").write_bytes(b"P5 32 32 65535\n" + (grey.astype(">u2") * 257).tobytes())
+    (pixels,) = load_pictures([tmp_path / "a.pgm"])
+    assert np.array_equal(pixels.numpy(), np.broadcast_to(grey, (3, 32, 32)))
+
+
+def test_a_format_that_a_plugin_adds_later_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ID", "OPEN"):  # as pillow_heif does for the pictures of iPhones
+        monkeypatch.setattr(Image, name, type(getattr(Image, name))(getattr(Image, name)))
+    Image.register_open("NEW", lambda fp, _: PngImagePlugin.PngImageFile(io.BytesIO(fp.read()[3:])), lambda start: start.startswith(b"NEW"))
+    picture(4).save(tmp_path / "a.png")
+    (tmp_path / "a.new").write_bytes(b"NEW" + (tmp_path / "a.png").read_bytes())
+    assert torch.equal(*load_pictures([tmp_path / "a.png", tmp_path / "a.new"]))
 
 
 def test_palette_with_an_opacity_for_each_colour_is_read_without_a_warning(tmp_path: Path) -> None:
@@ -298,6 +314,17 @@ def test_one_name_in_two_unicode_forms_is_one_class(folder: Path, tmp_path: Path
     assert train.classes == ("dog", unicodedata.normalize("NFC", "고양이")) and (len(train), len(test)) == (12, 6)
 
 
+@pytest.mark.parametrize("encoding, name", [("utf-8", "고양이"), ("euc_kr", "고양이"), ("cp437", "pâté")])
+def test_class_name_in_a_zip_that_does_not_say_how_it_is_written(folder: Path, tmp_path: Path, encoding: str, name: str) -> None:
+    written = name.encode(encoding)
+    for part in ("train", "test"):
+        (folder / part / "cat").rename(folder / part / ("K" * len(written)))
+    archive = pack(folder, tmp_path / "photos.zip")
+    archive.write_bytes(archive.read_bytes().replace(b"K" * len(written), written))  # zipfile itself would mark the name as UTF-8
+    train, test = load(archive, tmp_path / "root")
+    assert sorted(train.classes) == sorted(("dog", name)) and (len(train), len(test)) == (12, 6)
+
+
 def test_two_files_of_one_name_in_two_unicode_forms_are_refused(folder: Path, tmp_path: Path) -> None:
     for form in ("NFD", "NFC"):
         picture(0).save(folder / "train" / "cat" / f"{unicodedata.normalize(form, '개')}.png")
@@ -347,11 +374,30 @@ def test_unreadable_picture_is_named_and_left_out_only_if_asked(folder: Path, tm
         assert "train/cat/3.png" in capsys.readouterr().out
 
 
-def test_a_test_set_that_cannot_be_read_is_not_replaced(folder: Path, tmp_path: Path) -> None:
-    for path in (folder / "test").glob("*/*"):
-        path.write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"no readable image in test/"):
+@pytest.mark.parametrize("part", ["test", "unlabeled"])
+def test_a_part_that_cannot_be_read_is_not_replaced(folder: Path, tmp_path: Path, part: str) -> None:
+    shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / part / "cat").mkdir(parents=True)
+    (folder / part / "cat" / "0.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=rf"no readable image in {part}/"):
         load(folder, tmp_path / "root", skip_unreadable=True)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "train" / "cat" / "more").mkdir()
+    (folder / ".hidden").mkdir()
+    listed = os.scandir
+
+    def scandir(path: str) -> object:  # tests may run as root, who can read all
+        if Path(path).name in ("more", ".hidden"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"train/cat/more cannot be read \(Permission denied\): make it readable"):
+        load(folder, tmp_path / "root")
+    (folder / "train" / "cat" / "more").rmdir()
+    assert len(load(folder, tmp_path / "root")[0]) == 12
 
 
 def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
@@ -384,6 +430,26 @@ def test_folder_that_is_no_part_is_named(folder: Path, tmp_path: Path, capsys: p
     shutil.copytree(folder / "test", folder / "val")
     train, test = load(folder, tmp_path / "root")
     assert (len(train), len(test)) == (12, 6) and "not used: val/" in capsys.readouterr().out
+
+
+def test_layout_one_folder_down_beside_another(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "test", folder.parent / "other" / "test")
+    with pytest.raises(ValueError, match="has no classes in train/"):
+        load(folder.parent, tmp_path / "root")
+    assert "not used: other/, photos/" in capsys.readouterr().out
+
+
+def test_part_in_capitals_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train").rename(folder / "Train")
+    shutil.rmtree(folder / "test")
+    with pytest.raises(ValueError, match="has no classes in train/"):
+        load(folder, tmp_path / "root")
+    assert "not used: Train/ (the parts are train/" in capsys.readouterr().out
+
+
+def test_long_korean_name(folder: Path, tmp_path: Path) -> None:
+    folder.rename(tmp_path / ("가" * 80))
+    assert load(tmp_path / ("가" * 80), tmp_path / "root")[0].name == "가" * 80
 
 
 def test_neither_folder_nor_archive(tmp_path: Path) -> None:

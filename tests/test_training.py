@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from itertools import combinations
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from noisy_student import Recipe, build, evaluate, predict, train, training
 from noisy_student.data import Images
 from noisy_student.step import make_step, plain_step, sgd, uses_bf16
-from noisy_student.training import batches, normalise
+from noisy_student.training import batches, device_title, normalise
 
 FAST = Recipe(epochs=2, batch_size=20, n=1, precision="fp32")
 SILENT = FAST.replace(n=0, flip=False, crop=0, dropout=0.0, weight_decay=0.0)
@@ -241,6 +242,18 @@ def test_schedules() -> None:
     one = Recipe(lr=0.4)
     assert [one.lr_at(p) for p in (0, 0.125, 0.25, 0.625, 1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
     assert Recipe(lr=0.4, schedule="constant").lr_at(0.9) == 0.4
+
+
+def test_a_cycle_of_a_single_step_trains(tiny: Pair) -> None:
+    """Its start and its end, where the learning rate is 0, would fall together."""
+    recipe = Recipe(epochs=1, batch_size=60, lr=0.1)
+    images, labels = tiny[0].images, tiny[0].labels
+    assert same(*(trained(images, labels, recipe.replace(schedule=name)) for name in ("onecycle", "constant")))
+
+
+def test_device_of_a_process_that_may_use_one_core_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert device_title(torch.device("cpu")) == "1-core CPU"
 
 
 def test_normalised_values() -> None:
