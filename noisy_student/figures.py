@@ -78,6 +78,11 @@ def _means(rows: pd.DataFrame, by: str, column: str = "accuracy") -> tuple[list[
     return list(found), mean, np.nan_to_num(half)
 
 
+def _tenths(value: float) -> str:
+    """With one decimal, halves up as by hand: 72.55, which a float holds as 72.5499..., is 72.6."""
+    return f"{value + 1e-9:.1f}"
+
+
 def _within_percent(axis: Axes) -> None:
     """Cut the axis a point below 0 and above 100, which leaves room for a marker: the interval of two seeds may reach far beyond."""
     low, high = axis.get_ylim()
@@ -99,7 +104,7 @@ def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[s
         for x, ours in zip(places, mean, strict=True):  # the higher of the two has its number above, the other below
             pair = sorted([(ours, "black"), *([(hollow[x], GREY)] if x in hollow else [])], reverse=True)
             for (value, ink), side in zip(pair, (1, -1), strict=False):
-                axis.annotate(f"{value:.1f}", (x, value), (6, 8 * side), color=ink, textcoords="offset points", va="center", fontsize=8)
+                axis.annotate(_tenths(value), (x, value), (6, 8 * side), color=ink, textcoords="offset points", va="center", fontsize=8)
     if any(original for *_, original in groups.values()):
         axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
     axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
@@ -165,7 +170,7 @@ def result2(table: pd.DataFrame) -> Figure:
         label, colour, marker = KINDS[found["pseudo"]]
         text = worth_text(found["worth"], found["low"], found["high"], rows)
         axis.axhline(found["student"], color=colour, ls="--" if found["pseudo"] == "hard" else "-",
-                     label=f"{label}, generation {found['generation']}, {found['student']:.1f}%: worth {text} labels")
+                     label=f"{label}, generation {found['generation']}, {_tenths(found['student'])}%: worth {text} labels")
         if math.isfinite(found["worth"]):
             axis.plot(found["worth"], found["student"], marker, color=colour, markersize=11)
     axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, %")
@@ -195,7 +200,8 @@ def grid(table: pd.DataFrame) -> Figure:
             if value == value:
                 axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
         y, x = np.unravel_index(np.nanargmax(values), values.shape)
-        axis.add_patch(Rectangle((float(x) - 0.5, float(y) - 0.5), 1, 1, fill=False, ec=RED, lw=3))
+        frame = Rectangle((float(x) - 0.5, float(y) - 0.5), 1, 1, fill=False, ec=RED, lw=3, clip_on=False, zorder=3)  # above the axes
+        axis.add_patch(frame)
         axis.set(title=model, xlabel="m, bound of the magnitudes", ylabel="n, ops an image", xticks=range(len(cells.columns)),
                  xticklabels=[f"{m:g}" for m in cells.columns], yticks=range(len(cells)), yticklabels=cells.index)
     return figure
@@ -223,7 +229,7 @@ def student_ablation(table: pd.DataFrame) -> Figure:
     for x, y in zip(found.difference, places, strict=True):
         axis.annotate(f"{x:+.1f}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     unchanged = rows[rows.pseudo != "none"].drop_duplicates("seed").accuracy.mean()
-    axis.set(yticks=places, yticklabels=found.changed, xlabel=f"test accuracy over the unchanged student's {unchanged:.1f}%, points")
+    axis.set(yticks=places, yticklabels=found.changed, xlabel=f"test accuracy over the unchanged student's {_tenths(unchanged)}%, points")
     axis.margins(x=0.1, y=0.1)
     axis.grid(axis="x", alpha=0.3)
     return figure
@@ -266,7 +272,7 @@ def generations(table: pd.DataFrame) -> Figure:
                 name, colour, marker = KINDS[kind]
                 generation, mean, half = _means(part, "generation", column)
                 axis.errorbar(generation, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
-        names = rows.drop_duplicates("generation").sort_values("generation")
+        names = rows[rows[column].notna()].drop_duplicates("generation").sort_values("generation")
         axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8,
                         rotation=0 if len(names) < 7 else 45)
         axis.set(ylabel=label, xlabel="generation and its model")
@@ -309,7 +315,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
         axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=9)
         axis.set_yticks(range(len(classes)), names, fontsize=9)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(f"{_plain(title)}\n{100 * np.trace(counts) / counts.sum():.1f}% right", fontsize=11)
+    axis.set_title(f"{_plain(title)}\n{_tenths(100 * np.trace(counts) / counts.sum())}% right", fontsize=11)
     return figure
 
 

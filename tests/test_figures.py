@@ -113,6 +113,13 @@ def test_result1_prints_means_and_the_original() -> None:
     assert "original" not in texts(figures.result1(made_table(title="cifar10-folder")))
 
 
+@pytest.mark.parametrize("mean, said", [(72.55, "72.6"), (66.35, "66.4"), (68.25, "68.3"), (68.24, "68.2")])
+def test_means_are_rounded_as_by_hand(mean: float, said: str) -> None:
+    table = made_table(1)
+    table.loc[(table.experiment == "baselines") & (table.model == "Convnet5") & (table.n == 2) & (table.dropout == 0.5), "accuracy"] = mean
+    assert said in texts(figures.result1(table)).split()
+
+
 def bars(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
     """Means and half intervals drawn, by the legend's label."""
     found = {}
@@ -153,6 +160,8 @@ def test_generations_show_means_and_intervals() -> None:
     accuracy, labels = (bars(axis) for axis in figures.generations(table).axes)
     assert accuracy["soft student"] == students_t(group for _, group in table.groupby("generation").accuracy)
     assert labels["soft student"][0] == pytest.approx([60 + 3 * g for g in range(1, 6)])
+    ticks = [[tick.get_text() for tick in axis.get_xticklabels()] for axis in figures.generations(table).axes]
+    assert ticks[1] == ticks[0][1:] and ticks[0][:2] == ["0\nConvnet5", "1\nConvnet6"], "generation 0 has no pseudo-labels"
     (alone,) = figures.generations(table.assign(pseudo_accuracy=math.nan)).axes  # someone's own images: no hidden labels to compare with
     assert bars(alone) == accuracy
 

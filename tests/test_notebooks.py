@@ -26,7 +26,7 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 
 
 def test_both_notebooks(tmp_path: Path) -> None:
-    drawn = execute("data_split.ipynb", tmp_path, DATA="digits", LABELED=100)
+    drawn = execute("data_split.ipynb", tmp_path, DATA="digits", LABELS=100)
     assert pictures(drawn) == 2 and "disjoint, complete, stratified, saved" in printed(drawn)
     split = "data/split-digits-100-0.npz"
     assert (tmp_path / split).exists()
@@ -47,7 +47,7 @@ def test_split_of_one_large_class_and_many_small_ones(tmp_path: Path) -> None:
         (tmp_path / "photos" / "train" / f"{c:02}").mkdir(parents=True)
         for i in range(count):
             Image.new("L", (16, 16), i % 256).save(tmp_path / "photos" / "train" / f"{c:02}" / f"{i}.png")
-    drawn = execute("data_split.ipynb", tmp_path, DATA="photos", LABELED=30)
+    drawn = execute("data_split.ipynb", tmp_path, DATA="photos", LABELS=30)
     assert "disjoint, complete, stratified, saved" in printed(drawn)
 
 
