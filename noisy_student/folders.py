@@ -32,7 +32,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 PARTS = ("train", "test", "unlabeled")
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded: a decompression bomb, or a mistake
 MAX_ARCHIVE_BYTES = 8_000_000_000  # unpacked, in memory; less for small archives, see _read_archive
-DECODER = 3  # to be raised when the pictures of a folder give other tensors: older caches are then not used
+DECODER = 4  # to be raised when the pictures of a folder give other tensors: older caches are then not used
 Image.init()  # all of Pillow's formats, not only the usual ones
 FOLDER_HINT = "put each class's images into train/<class>/"
 
