@@ -235,7 +235,7 @@ def test_interrupt_in_a_notebook(tmp_path: Path, workers: int) -> None:
     """Ctrl-C in a cell: the kernel lives, no helper is left, and the next cell goes on from the checkpoints to the same bits."""
     prepare = "from noisy_student import Recipe, Run, load, run_all, runs; import torch; torch.set_num_threads(2); " \
               "runs.CHECKPOINT_SECONDS = 0.0; data = load('digits'); " \
-              "wanted = [Run('Convnet5', 200, Recipe(epochs=200, batch_size=20), seed=s) for s in range(2)]"
+              "wanted = [Run('Convnet5', 200, Recipe(epochs=600, batch_size=20), seed=s) for s in range(2)]"
     manager, client = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path))
 
     def cell(code: str) -> str:
