@@ -151,7 +151,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    """An archive that does not say how its names are written: in UTF-8, in Korean (EUC-KR), or as the format has it (CP437)."""
+    """Names that do not say how they are written are taken for UTF-8, then for Korean (EUC-KR), then for CP437, the format's own."""
     for encoding in ("utf-8", "euc_kr"):
         with suppress(UnicodeDecodeError):
             return zipfile.ZipFile(path, metadata_encoding=encoding)

@@ -126,6 +126,17 @@ def test_no_network(server: tuple[Path, str], tmp_path: Path, monkeypatch: pytes
     assert [path.suffix for path in (tmp_path / "root").rglob("*.*")] == [".lock"]
 
 
+def test_no_network_and_nothing_can_be_removed(server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only disk: the advice is given all the same."""
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{server[1]}absent.tar.gz")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="CIFAR-10 could not be fetched"):
+        load("cifar10", tmp_path / "root")
+
+
 def test_interrupted_download_leaves_nothing(cifar10: np.ndarray, server: tuple[Path, str], tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(url: str, root: str, filename: str, md5: str) -> None:

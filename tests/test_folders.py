@@ -385,11 +385,12 @@ def test_a_part_that_cannot_be_read_is_not_replaced(folder: Path, tmp_path: Path
 
 def test_a_folder_that_cannot_be_listed_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "train" / "cat" / "more").mkdir()
-    (folder / ".hidden").mkdir()
+    for name in (".hidden", "lost+found"):
+        (folder / name).mkdir()
     listed = os.scandir
 
     def scandir(path: str) -> object:  # tests may run as root, who can read all
-        if Path(path).name in ("more", ".hidden"):
+        if Path(path).name in ("more", ".hidden", "lost+found"):
             raise PermissionError(13, "Permission denied", str(path))
         return listed(path)
 

@@ -507,6 +507,18 @@ def test_link_in_place_of_a_partial_entry_is_refused(tiny: Pair, tmp_path: Path)
     assert not list(elsewhere.iterdir())
 
 
+def test_waiting_for_another_process_is_said(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", stop)
+    with Store(tmp_path).lock(prepare([TEACHER], *tiny)[0][0]) as mine, pytest.raises(KeyboardInterrupt):
+        assert mine
+        run_all([TEACHER], *tiny, tmp_path, device="cpu")
+    assert "waiting for other processes" in capsys.readouterr().err
+
+
 def test_resumed_run_counts_all_its_time_and_says_who_began_it(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved, real = [], Store.save_checkpoint
 
