@@ -58,7 +58,7 @@ def _value(text: str) -> object:
     """A number, a word, or several with commas between, with or without the brackets and quotes of Python, which a shell removes."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         words = [word.strip() for word in text.strip("[]").split(",")]
         return words if len(words) > 1 or text.startswith("[") else text
 
@@ -71,6 +71,8 @@ def changes(args: argparse.Namespace) -> dict[str, object]:
         if not equals:
             raise ValueError(f"--set {text!r} is not NAME=VALUE, as in --set recipe.epochs=50.")
         found[name.strip()] = _value(value)
+        if found[name.strip()] is None:
+            raise ValueError(f"--set {text!r} gives no value: leave it out for the profile's (threshold=0 keeps every pseudo-label).")
     if args.seeds:
         try:
             found["seeds"] = tuple(int(s) for s in args.seeds.split(","))
@@ -80,7 +82,8 @@ def changes(args: argparse.Namespace) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for input that cannot be used (one sentence on stderr), 1 for a failed run."""
+    """Returns the exit status: 0; 1 where a training's numbers are no longer finite, 2 for input, a file or a disk that cannot be used
+    (each with one sentence on stderr); 130 for Ctrl-C."""
     args = parser().parse_args(arguments)
     out = Path(args.out)
     pictures = Path(args.figures or out)

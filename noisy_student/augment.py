@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al., 2020) on batches of uint8 images, and the random flip and crop.
 
 Each of the 14 ops takes images (uint8, N x 3 x H x W) and one float magnitude per image, 0 to 10, and returns new
-uint8 images on the same device. They agree with ``torchvision.transforms.v2.functional``: to the bit where the
+uint8 images on the same device (Identity: the same ones). They agree with ``torchvision.transforms.v2.functional``: to the bit where the
 arithmetic is integer, within 1 of 255 elsewhere, with nearest-neighbour interpolation and grey fill. What magnitude
 10 means is the top bin of torchvision's RandAugment.
 
@@ -34,6 +34,11 @@ def chunk_size(images: Tensor) -> int:
 
 def _column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
+
+
+def _to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """A copy that a CUDA GPU is not waited for; on Apple's the host might free ``drawn`` before it is read (pytorch issue 189690)."""
+    return drawn.to(device, non_blocking=device.type == "cuda")
 
 
 # ------------------------------------------------------------------------------- colour: blends and value tables
@@ -180,6 +185,7 @@ _HAS_SIGN = torch.tensor([name in SIGNED for name in OPS])
 
 def apply_op(images: Tensor, name: str, magnitude: float | Tensor) -> Tensor:
     """One named op on uint8 images, N x 3 x H x W; magnitude: 0 to 10, negative for the other direction where there is one."""
+    check_images(images)
     check_name("op", name, OPS)
     magnitude = torch.as_tensor(magnitude, dtype=torch.float32).expand(len(images)).to(images.device)
     if name in COLOUR:
@@ -195,8 +201,8 @@ class RandAugment:
     """For each image n ops, drawn uniformly with replacement, each with a magnitude uniform in 0..m and a random sign.
 
     n: 0 to 14 ops. m: 0 to 10, the bound of the magnitudes. inert: names of ops that, when drawn, do nothing. Calling it
-    on uint8 images (N x 3 x H x W) returns new images of the same shape on the same device. ``generator`` is a CPU
-    generator; without one, torch's own is used.
+    on uint8 images (N x 3 x H x W) returns new images of the same shape on the same device; with n=0 those that it was given.
+    ``generator`` is a CPU generator; without one, torch's own is used.
     Source: Cubuk et al. 2020, with the uniform magnitudes that torchvision's ``RandAugment`` leaves out.
     """
 
@@ -229,7 +235,7 @@ class RandAugment:
         first = sum(sizes[: len(COLOUR)])  # of the geometric ones
         theta = _theta(drawn[order][first:] - len(COLOUR), level[first:], height, width)
         # Three copies to the device in all; an image moves by memory copies of its row, not pixel by pixel.
-        order, level, theta = (t.to(device, non_blocking=True) for t in (order, level, theta))
+        order, level, theta = (_to_device(t, device) for t in (order, level, theta))
         arranged = images.index_select(0, order)
         slices = zip(COLOUR.items(), arranged.split(sizes), level.split(sizes), strict=False)
         parts = [part if name in self.inert else op(part, own) for (name, op), part, own in slices if len(part)]
@@ -244,7 +250,7 @@ def flip_crop(images: Tensor, flip: bool, crop: int, generator: torch.Generator 
     count, channels, height, width = images.shape
     shift = torch.randint(2 * crop + 1, (2, count, 1), generator=generator) - crop
     mirror = ((torch.rand(count, 1, generator=generator) < 0.5) & flip).to(torch.int64)
-    shift, mirror = (drawn.to(images.device, non_blocking=True) for drawn in (shift, mirror))
+    shift, mirror = (_to_device(drawn, images.device) for drawn in (shift, mirror))
     # Each output row and column names the input's one it comes from; reflection at 0 and at the last index is |.|.
     row = torch.arange(height, device=images.device) + shift[0]
     column = torch.arange(width, device=images.device) + shift[1]

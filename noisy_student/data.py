@@ -30,6 +30,7 @@ from .files import write_whole
 
 NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
 TITLES = {**NAMED, "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
+MAX_SEED = 2**32 - 1  # torch's generator on the CPU takes 32 bits: larger ones would repeat the numbers of these
 
 
 @dataclass(frozen=True)
@@ -271,8 +272,11 @@ def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
     """Draw ``labeled`` images (a count, or a fraction as a float) as the labelled part; the rest is unlabelled.
 
     Stratified: every class has its share of the labelled part, and at least one image. Nested: the 5,000 of a seed are
-    contained in its 6,000. Images without a label are always unlabelled. Raises ValueError where it cannot be done.
+    contained in its 6,000. Images without a label are always unlabelled. seed: 0 to 2**32 - 1. Raises ValueError where it cannot be
+    done.
     """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed={seed} is not a whole number from 0 to {MAX_SEED:,}.")
     order = torch.cat([_stratified_order(train.labels, seed), (train.labels < 0).nonzero().flatten()])
     return Split(order, order[:0], seed, train.fingerprint).resize(train, labeled)
 

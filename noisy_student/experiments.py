@@ -113,18 +113,18 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     Raises ValueError for an unknown name, with the nearest valid ones, for a value of the wrong kind, and for one that would
     be left unused: an ablation model outside the chain, a label count below ``labels``.
     """
-    kinds = {f.name: str(f.type) for f in fields(Settings)}
+    kinds, parameters = {f.name: str(f.type) for f in fields(Settings)}, [f.name for f in fields(Recipe)]
     for name, value in changes.items():
-        if value is None:
-            continue
         head, dot, tail = name.partition(".")
         if dot and head in ("recipe", "supervised", "student"):
+            check_name("recipe parameter", tail, parameters)
             targets = ("supervised", "student") if head == "recipe" else (head,)
-            settings = replace(settings, **{t: getattr(settings, t).replace(**{tail: value}) for t in targets})
-        elif name in kinds:
-            settings = replace(settings, **{name: _of_kind(kinds[name], name, value)})
+            if value is not None:
+                settings = replace(settings, **{t: getattr(settings, t).replace(**{tail: value}) for t in targets})
         else:
-            check_name("setting", name, [*kinds, *(f"recipe.{f.name}" for f in fields(Recipe))])
+            check_name("setting", name, [*kinds, *(f"recipe.{parameter}" for parameter in parameters)])
+            if value is not None:
+                settings = replace(settings, **{name: _of_kind(kinds[name], name, value)})
     unused = sorted(set(settings.ablation_models) - set(settings.chain)) if changes.get("ablation_models") else []
     if unused:
         raise ValueError(f"ablation_models names {unused[0]}, which is not in the chain, {', '.join(settings.chain)}: add it there.")
@@ -157,8 +157,8 @@ def grid(settings: Settings, seed: int) -> list[Run]:
         return []
     return [
         Run(model, settings.labels, settings.supervised.replace(n=n, m=m), seed=seed, holdout=0.2)
-        for model in settings.grid_models for n in settings.grid_ns for m in settings.grid_ms
-    ]
+        for model in settings.grid_models for n in settings.grid_ns for m in (settings.grid_ms if n else settings.grid_ms[:1])
+    ]  # no ops have no magnitude: one run, not one with other chance for each
 
 
 def baselines(settings: Settings, seed: int) -> list[Run]:
@@ -222,10 +222,11 @@ def student_ablation(settings: Settings, seed: int) -> list[Run]:
     if MODELS[teacher.model][1] is not plain_block:  # which has no branch to skip
         noises.append({"stochastic_depth": 0.0 if ours.recipe.stochastic_depth else 0.2})
     options: dict[str, Any] = {
-        "pseudo": "hard" if ours.pseudo == "soft" else "soft", "threshold": 0.0 if ours.threshold else 0.8, "balance": not ours.balance,
+        "threshold": 0.0 if ours.threshold else 0.8, "balance": not ours.balance,
         "flip_average": not ours.flip_average, "ensemble": 1 if ours.ensemble > 1 else 3,
         "repeat_labels": 1 if ours.repeat_labels > 1 else 3}
     return [teacher, ours, *(replace(ours, recipe=ours.recipe.replace(**noise)) for noise in noises),
+            *_descend(settings, teacher, [teacher.model], "hard" if ours.pseudo == "soft" else "soft"),
             *(replace(ours, **{name: value}) for name, value in options.items())]
 
 

@@ -347,7 +347,7 @@ def samples(images: Tensor, labels: Tensor, classes: Sequence[str], title: str, 
 def class_balance(parts: dict[str, Tensor], classes: Sequence[str], title: str) -> Figure:
     """How many images each class has, a panel for each part."""
     figure, axes = _panels(len(parts), title, 4.5, 3.8)
-    for axis, (name, labels), colour in zip(axes, parts.items(), (BLUE, ORANGE, GREEN), strict=False):
+    for axis, (name, labels), colour in zip(axes, parts.items(), cycle((BLUE, ORANGE, GREEN)), strict=False):
         counts = np.bincount(labels[labels >= 0].numpy(), minlength=len(classes))
         bars = axis.bar(range(len(classes)), counts, color=colour)
         axis.set_title(f"{name}: {len(labels):,}", fontsize=10)

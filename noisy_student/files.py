@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import time
@@ -21,12 +22,12 @@ STALE_SECONDS = 3600.0
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; its folder is made if need be.
 
-    Raises OSError that says what was needed where it cannot be written. What a kill left of an earlier attempt is removed
+    Raises OSError that says why where it cannot be written. What a kill left of an earlier attempt is removed
     after an hour: until then it may be another process's, at work.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # not the process's number: two containers may have the same
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         for old in path.parent.glob(f".{escape(path.name)}.*.partial"):
             with suppress(FileNotFoundError):  # its process was faster
                 if time.time() - old.lstat().st_mtime > STALE_SECONDS:
@@ -35,7 +36,8 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
         partial.replace(path)
     except OSError as error:
-        raise OSError(error.errno, f"{path} could not be written ({error.strerror}): {len(content):,} bytes are needed there") from error
+        need = f": {len(content):,} bytes are needed there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise OSError(error.errno, f"{path} could not be written ({error.strerror}){need}") from error
     finally:
         with suppress(OSError):  # where it could not be written it may not be removable either: the error above says why
             partial.unlink()

@@ -70,7 +70,7 @@ def build(model_name: str, num_classes: int = 10, *, dropout: float = 0.5, stoch
 
     dropout: the probability before the linear layer. stochastic_depth: the probability that an image skips the last
     residual branch; it grows linearly from the first (Huang et al., 2016), and plain networks have none. Uses
-    torch's global random state. Raises ValueError for an unknown name or a probability outside 0..1.
+    torch's global random state. Raises ValueError for an unknown name, a probability outside 0..1 or 1 itself, or a single class.
     """
     check_name("model", model_name, MODELS)
     for name, value in {"dropout": dropout, "stochastic_depth": stochastic_depth}.items():

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .augment import check_crop, check_images
-from .data import Images, Split, check_name, check_test_set, data_key, split
+from .data import MAX_SEED, Images, Split, check_name, check_test_set, data_key, split
 from .models import MODELS, build
 from .step import uses_bf16
 from .store import Store
@@ -60,8 +60,10 @@ class Run:
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
+        if not isinstance(self.recipe, Recipe) or not isinstance(self.teacher, Run | None):
+            raise ValueError(f"recipe={self.recipe!r} and teacher={self.teacher!r}: a Recipe is wanted, and a Run or None.")
         at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0}
-        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100), "seed": (0, 2**63 - 1),
+        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100), "seed": (0, MAX_SEED),
                             **{name: (least, math.inf) for name, least in at_least.items()}})
         check_name("model", self.model, MODELS)
         check_name("pseudo-label kind", self.pseudo, PSEUDO)
@@ -200,12 +202,17 @@ def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The revision of the code, marked "+" if files were changed since; None where git does not know this file."""
+    """The revision of the code, marked "+" if files were changed since; None where git does not know this file.
+
+    ``git describe --dirty`` would rewrite the index, and a commit made at the same moment would fail.
+    """
     git = ["git", "-C", os.fspath(Path(__file__).parent)]
     options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 10}
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **options)
-        return subprocess.run([*git, "describe", "--always", "--abbrev=12", "--dirty=+"], **options).stdout.strip()
+        revision = subprocess.run([*git, "describe", "--always", "--abbrev=12"], **options).stdout.strip()
+        changed = subprocess.run([*git, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"], **options).stdout
+        return f"{revision}+" if changed else revision
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -220,7 +227,8 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
 
     What the store holds is not trained again. A run that another process is training is left to it, and waited for.
     workers: how many processes train at once; a script that asks for more than one must do so under
-    ``if __name__ == "__main__":``, since they are started by importing it.
+    ``if __name__ == "__main__":``, since they are started by importing it. The images are then one copy for all in a temporary file,
+    the caller's tensors too: these no longer share memory with arrays that they were made of.
     Raises ValueError, before anything is trained, for runs that these images cannot give.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
@@ -282,6 +290,8 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
     """
     check_images(test_set.images)
     check_test_set(train_set, test_set)
+    if len(train_set.classes) < 2:
+        raise ValueError(f"{train_set.title} has the single class {''.join(train_set.classes)}: a classifier needs two or more.")
     bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
     ordered = _teachers_first(bound)
     wanted = {(run.labels, run.seed) for run in ordered}

@@ -27,8 +27,9 @@ def labels_worth(table: pd.DataFrame, student: Sequence[float]) -> tuple[float, 
 
     table: the rows of "label_counts"; student: accuracies in percent, one a seed. The supervised mean, made monotone, is
     interpolated linearly in log(labels). The interval is a parametric bootstrap: each mean, the student's and those along the
-    curve, is drawn from its Student's t distribution (to resample three seeds would give little more than their range).
-    Infinite beyond the measured range; with a single seed the interval is NaN.
+    curve, is drawn from its Student's t distribution (to resample three seeds would give little more than their range; of three
+    to five it is rather too wide than too narrow). Infinite beyond the measured range; where a mean is of a single seed the interval
+    is NaN.
     """
     counts = np.sort(table.labels.unique())
     groups = [table[table.labels == count].accuracy.to_numpy() for count in counts]
@@ -45,11 +46,10 @@ def labels_worth(table: pd.DataFrame, student: Sequence[float]) -> tuple[float, 
     rng, samples = np.random.default_rng(0), 10_000
 
     def means(values: np.ndarray) -> np.ndarray:
-        spread = values.std(ddof=1) / len(values) ** 0.5 * rng.standard_t(len(values) - 1, samples) if len(values) > 1 else 0.0
-        return np.full(samples, values.mean()) + spread
+        return values.mean() + values.std(ddof=1) / len(values) ** 0.5 * rng.standard_t(len(values) - 1, samples)
 
     estimate = crossing([g.mean() for g in groups], float(np.mean(student)))
-    if len(student) < 2:
+    if min(map(len, [student, *groups])) < 2:
         return estimate, math.nan, math.nan
     levels, curves = means(np.asarray(student)), np.stack([means(g) for g in groups], 1)
     drawn = sorted(crossing(curve, level) for curve, level in zip(curves, levels, strict=True))
@@ -99,7 +99,7 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
     """How many labels the last students are worth to the same model on labels alone, with the 95% interval.
 
     table: rows of "label_counts", and of "students", "generations" or both; empty without either. Infinite: more than were
-    measured.
+    measured; minus infinite: fewer.
     """
     counts, rows = table[table.experiment == "label_counts"], []
     students = table[table.experiment.isin(["students", "generations"]) & (table.pseudo != "none")].drop_duplicates("key")

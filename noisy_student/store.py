@@ -79,6 +79,8 @@ class Store:
 
     def history(self, *keys: str) -> pd.DataFrame:
         """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr, seconds; a row per run and epoch."""
+        if not keys:
+            raise ValueError("history of no runs: give the key of one or more.")
         tables = {key: pd.read_csv(BytesIO(self._contents(key)["history.csv"])) for key in keys}
         return pd.concat(tables, names=["key", None]).reset_index("key")
 

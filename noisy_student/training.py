@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .augment import RandAugment, check_images, chunk_size, flip_crop
-from .data import check_name
+from .data import MAX_SEED, check_name
 from .step import make_step, sgd, uses_bf16
 
 SCHEDULES = ("onecycle", "constant")
@@ -94,7 +94,7 @@ def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: s
         if kind in ("int", "float") and not (is_number and low <= found <= high):
             raise ValueError(f"{where}{name}={found!r} is not a number from {low:g} to {high:g}.")
         if kind == "int" and not isinstance(found, Integral):
-            raise ValueError(f"{where}{name}={found!r} is not a whole number.")
+            raise ValueError(f"{where}{name}={found!r} is not a whole number, written without a point or an exponent.")
         if kind in ("int", "float"):
             object.__setattr__(value, name, int(found) if kind == "int" else float(found) + 0.0)
 
@@ -139,6 +139,8 @@ def device_title(device: torch.device) -> str:
 def probabilities(targets: Tensor, classes: int) -> Tensor:
     """Targets as probabilities, float32, N x classes: class indices become one-hot; probabilities are checked."""
     if targets.ndim == 1:
+        if targets.is_floating_point():
+            raise ValueError("targets are a row of floats: class indices are whole numbers, probabilities N x classes.")
         if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
             raise ValueError(f"targets run from {int(targets.min())} to {int(targets.max())}, not within 0..{classes - 1}.")
         return F.one_hot(targets.long(), classes).float()
@@ -176,12 +178,15 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
 
     images: uint8, N x 3 x H x W. chosen: int64, the places of those to train on; by default all. (A copy of them in place of
     ``chosen`` would take up to as much memory again.) targets: class indices or probabilities (x classes), one for each of
-    these. ``seed`` decides order and noise; torch's random state, on the CPU and on ``device``, is left as it was. After each epoch
-    ``checkpoint`` is called with a function that copies the state of that moment, and with the history: all that ``resume`` needs
-    to go on from there to the same weights (on a CPU to the bit).
-    Raises ValueError unless there is one target for each image, FloatingPointError when the loss is no longer finite.
+    these. ``seed``, 0 to 2**32 - 1, decides order and noise; torch's random state, on the CPU and on a CUDA device, is left as it
+    was. After each epoch ``checkpoint`` is called with a function that copies the state of that moment, and with the history: all
+    that ``resume`` needs to go on from there to the same weights (on a CPU to the bit).
+    Raises ValueError unless there is one target for each image, and for an ``ema`` too slow for so few steps, FloatingPointError when
+    the loss is no longer finite.
     """
     check_images(images)
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed={seed} is not a whole number from 0 to {MAX_SEED:,}.")
     device, mode = pick_device(device), model.training
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, recipe)
@@ -196,6 +201,10 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
         _restore(model, optimizer, average, resume[0])
         history = list(resume[1])
     step, steps = make_step(model, optimizer, recipe), max(1, len(chosen) // recipe.batch_size)
+    if recipe.ema ** (steps * recipe.epochs) > 0.01:  # the share of the random initial weights in the average
+        most = math.floor(1000 * 0.01 ** (1 / (steps * recipe.epochs))) / 1000
+        raise ValueError(f"{title}: ema={recipe.ema:g} averages over about the last {1 / (1 - recipe.ema):,.0f} steps of only "
+                         f"{steps * recipe.epochs:,}, random initial weights among them: lower recipe.ema to at most {most:g}.")
     bar = tqdm(range(len(history), recipe.epochs), title, recipe.epochs, initial=len(history), leave=False,
                disable=not progress, unit="epoch")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -282,7 +291,10 @@ def predict(model: nn.Module, images: Tensor, *, flip: bool = False, batch_size:
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, flip: bool = False,
              device: str | torch.device | None = None) -> float:
-    """Accuracy in percent, without noise. Raises ValueError for images without a label, -1."""
+    """Accuracy in percent, without noise. labels: class indices, one an image. Raises ValueError for other shapes, and for images
+    without a label, -1."""
+    if labels.shape != (len(images),) or not len(labels):
+        raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(images):,} images: evaluate needs images, and a label for each.")
     if missing := int((labels < 0).sum()):
         raise ValueError(f"{missing:,} of {len(labels):,} images have no label: evaluate those that have one.")
     return 100 * float((predict(model, images, flip=flip, device=device).argmax(1) == labels.cpu()).float().mean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import multiprocessing
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iter
     """While the block lasts, ``count`` processes run ``task(*arguments)``."""
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's thread pool in an unusable state
     with tempfile.TemporaryDirectory(prefix="noisy_student-") as folder:
-        content = io.BytesIO()
-        _Pickler(content, folder).dump((task, arguments))
-        processes = [context.Process(target=_help, args=(content.getvalue(), folder), daemon=True) for _ in range(count)]
+        with (Path(folder) / "task").open("wb") as file:  # by a pipe, as arguments of the process, each helper would be waited for
+            _Pickler(file, folder).dump((task, arguments))
+        processes = [context.Process(target=_help, args=(folder,), daemon=True) for _ in range(count)]
         resource_tracker.ensure_running()  # Python's own process, which, started later, may lift the block
         try:
             # Inherited: Ctrl-C, or the end of a batch job, is sent to all processes at once, but the caller ends the helpers, and each
@@ -59,7 +59,7 @@ class _Pickler(pickle.Pickler):
     """Writes large tensors to files, which all helpers, and the caller from now on, map into memory: one copy for all (torch's own
     way of sharing needs /dev/shm, which containers keep small)."""
 
-    def __init__(self, stream: io.BytesIO, folder: str) -> None:
+    def __init__(self, stream: BinaryIO, folder: str) -> None:
         super().__init__(stream)
         self.folder = Path(folder)
 
@@ -82,12 +82,13 @@ class _Unpickler(pickle.Unpickler):
         return _mapped(*found)
 
 
-def _help(content: bytes, folder: str) -> None:
+def _help(folder: str) -> None:
     threading.Thread(target=_end_with_the_caller, args=(folder,), daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its usual lock is a semaphore, which Python would report as leaked when the helper is ended
     try:
-        task, arguments = _Unpickler(io.BytesIO(content)).load()
-    except RuntimeError:  # torch's, where the caller has died and the folder is already removed
+        with (Path(folder) / "task").open("rb") as file:
+            task, arguments = _Unpickler(file).load()
+    except (OSError, RuntimeError):  # torch's is the second, where the caller has died and the folder is already removed
         if Path(folder).exists():
             raise
         os._exit(1)

@@ -230,6 +230,13 @@ def test_impossible_split(labeled: float, message: str) -> None:
         split(labelled([i % 4 for i in range(200)], 4), labeled)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_that_would_repeat_another_is_refused(seed: int) -> None:
+    """torch's generator takes 32 bits: of 2**32 it would draw what it draws of 0."""
+    with pytest.raises(ValueError, match=f"seed={seed} is not a whole number from 0 to 4,294,967,295"):
+        split(labelled([0, 1] * 4, 2), 4, seed)
+
+
 def test_saved_split_comes_back(tmp_path: Path) -> None:
     train = labelled([i % 4 for i in range(200)], 4)
     drawn = split(train, 40, 3)

@@ -25,6 +25,9 @@ def test_grid_is_scored_on_labels_and_complete() -> None:
     runs = [run for seed in FULL.seeds for run in EXPERIMENTS["grid"](FULL, seed)]
     assert len(runs) == len({r.key for r in runs}) == 2 * 7 * 6  # models x ns x ms, first seed only
     assert all(r.holdout == 0.2 and r.teacher is None for r in runs)
+    without = EXPERIMENTS["grid"](override(FULL, {"grid_ns": [0, 1], "grid_ms": [5, 10]}), 0)
+    cells = [(r.recipe.n, r.recipe.m) for r in without if r.model == "Resnet9"]
+    assert cells == [(0, 5), (1, 5), (1, 10)], "no ops have no magnitude: one run"
 
 
 def test_baselines_switch_each_noise_off() -> None:
@@ -58,6 +61,10 @@ def test_what_hard_students_cannot_depend_on_does_not_train_them_again() -> None
     sharp, plain = (EXPERIMENTS["students"](override(FULL, {"temperature": t}), 0) for t in (0.5, 1.0))
     assert [run in plain for run in sharp if run.pseudo == "hard"] == [True] * 3
     assert [run in plain for run in sharp if run.pseudo == "soft"] == [False] * 3
+    for kinds in (["soft", "hard"], ["hard", "soft"]):
+        settings = override(FULL, {"temperature": 0.5, "kinds": kinds, "chain": ["Resnet9"], "generations": 1})
+        (other,) = [run for run in EXPERIMENTS["student_ablation"](settings, 0) if run.pseudo == kinds[1]]
+        assert other in EXPERIMENTS["generations"](replace(settings, kinds=(kinds[1],)), 0), "the ablation's student is the generations'"
 
 
 def test_generations_go_on_from_the_chain() -> None:
@@ -185,7 +192,8 @@ def test_overrides() -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"), ({"seeds": ()}, "not of the right kind"),
+    ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"),
+    ({"lables": None}, "did you mean labels"), ({"student.epoch": None}, "did you mean epochs"), ({"seeds": ()}, "not of the right kind"),
     ({"grid_ns": [1, 1]}, "names a value twice"),
     ({"grid_seeds": 0}, "grid_seeds=0 is not a number from 1"), ({"labels": 0}, "labels=0 is not a number from 2"),
     ({"generations": -1}, "generations=-1 is not a number from 0"), ({"student_ensemble": 0}, "student_ensemble=0 is not a number from 1"),

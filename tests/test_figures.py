@@ -314,4 +314,6 @@ def test_samples_and_balance(tmp_path: Path) -> None:
     drawn(figure, tmp_path)
     figure = figures.class_balance({"labelled": labels}, ("cat", "dog"), "t")
     assert [p.get_height() for p in figure.axes[0].patches] == [1, 3]
+    four = figures.class_balance(dict.fromkeys("abcd", labels), ("cat", "dog"), "t")
+    assert [[p.get_height() for p in axis.patches] for axis in four.axes] == [[1, 3]] * 4
     drawn(figure, tmp_path)

@@ -22,8 +22,15 @@ def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_failed_write_says_why_where_nothing_can_be_removed_either(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"could not be written \(File name too long\): 1 bytes are needed there"):
+    with pytest.raises(OSError, match=r"could not be written \(File name too long\)$"):
         write_whole(tmp_path / ("a" * 250), b"x")
+
+
+def test_failed_write_does_not_ask_for_space_where_that_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, reason in (tmp_path / "file" / "a", "(Not a directory|File exists)"), (tmp_path, "Is a directory"):
+        with pytest.raises(OSError, match=rf"{path} could not be written \({reason}\)$"):
+            write_whole(path, b"x")
 
 
 def test_name_that_is_no_pattern(tmp_path: Path) -> None:

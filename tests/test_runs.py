@@ -116,6 +116,41 @@ def test_another_runs_entry_is_not_taken(tiny: Pair, tmp_path: Path) -> None:
     assert Store(tmp_path).load_checkpoint(other) is None
 
 
+@pytest.mark.parametrize("change", [{"recipe": {"epochs": 1}}, {"teacher": "Convnet5", "pseudo": "soft"}])
+def test_what_is_no_recipe_or_teacher_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"recipe=.* and teacher=.*: a Recipe is wanted, and a Run or None"):
+        replace(TEACHER, **change)  # type: ignore[arg-type]
+
+
+def test_a_single_class_is_refused(tiny: Pair, tmp_path: Path) -> None:
+    one = replace(tiny[0], labels=torch.zeros_like(tiny[0].labels), classes=("light",))
+    with pytest.raises(ValueError, match="has the single class light: a classifier needs two or more"):
+        go([TEACHER], (one, one), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_revision_is_asked_without_touching_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`git add` at the same moment would fail, were the index locked and written."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True,
+                              capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "runs.py").write_text("1")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    revision = git("rev-parse", "--short=12", "HEAD")
+    for touched, expected in ("1", revision), ("2", f"{revision}+"):
+        (tmp_path / "runs.py").write_text(touched)
+        before = (tmp_path / ".git" / "index").stat().st_mtime_ns
+        assert runs._git_revision() == expected
+        assert (tmp_path / ".git" / "index").stat().st_mtime_ns == before
+    (tmp_path / "elsewhere.py").touch()
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "elsewhere.py"))
+    assert runs._git_revision() is None, "a file that git does not know, as of a package installed within some repository"
+
+
 def test_a_run_of_other_images_is_refused(tiny: Pair, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"made for the data tiny-.*, not tiny-"):
         go([TEACHER.bind(data_key(*tiny), "")], (tiny[1], tiny[0]), tmp_path)

@@ -23,6 +23,8 @@ def test_labels_worth_on_a_known_curve() -> None:
     exact = pd.DataFrame([{"labels": n, "accuracy": 60 + 10 * math.log2(n / 5000)} for n in (5000, 10000, 20000) for _ in range(3)])
     worth = labels_worth(exact, [65.0, 65.0])
     assert worth == pytest.approx((5000 * 2**0.5,) * 3)
+    once = labels_worth(exact.drop([7, 8]), [65.0, 65.0])  # 20,000 labels in one seed
+    assert once[0] == labels_worth(exact, [65.0])[0] == worth[0] and all(map(math.isnan, [*once[1:], *labels_worth(exact, [65.0])[1:]]))
     assert labels_worth(exact, [99.0])[0] == math.inf and labels_worth(exact, [5.0])[0] == -math.inf
     students = [64.5, 65.5, 64.0, 66.0]
     labels, *ends = labels_worth(exact, students)

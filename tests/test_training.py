@@ -91,12 +91,12 @@ def test_ema_is_the_average_of_the_weights_after_each_step(tiny: Pair) -> None:
     images, labels = tiny[0].images[:20], tiny[0].labels[:20]
     recipe, steps = SILENT.replace(epochs=4, lr=0.05, schedule="constant"), []
     last = trained(images, labels, recipe, checkpoint=lambda state, history: steps.append(state()))
-    averaged = trained(images, labels, recipe.replace(ema=0.7))
+    averaged = trained(images, labels, recipe.replace(ema=0.3))
     for name, value in last.items():
         if value.is_floating_point():
             expected, *later = [step[f"model.{name}"] for step in steps] + [value]
             for weights in later:
-                expected = 0.7 * expected + 0.3 * weights
+                expected = 0.3 * expected + 0.7 * weights
             assert torch.allclose(averaged[name], expected, atol=1e-5), name
 
 
@@ -152,7 +152,7 @@ def test_fault_eval_stops_batch_norm_after_the_first_epoch(tiny: Pair) -> None:
         assert faulty[name] == one[name] < sound[name]
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_resumes_to_the_same_bits(tiny: Pair, ema: float) -> None:
     images, labels = tiny[0].images, tiny[0].labels
     recipe = FAST.replace(epochs=4, ema=ema)
@@ -295,7 +295,23 @@ def test_images_without_a_label_are_not_scored_as_wrong(tiny: Pair) -> None:
         evaluate(build("Convnet5", 2), tiny[0].images, labels)
 
 
+@pytest.mark.parametrize("shape", [(60, 1), (1,), (59,), (0,)])
+def test_labels_that_do_not_pair_are_not_scored(tiny: Pair, shape: tuple[int, ...]) -> None:
+    """A column, or a single one, would be compared with every image."""
+    with pytest.raises(ValueError, match=r"labels of shape \(\d+,.*\) for 60 images: evaluate needs"):
+        evaluate(build("Convnet5", 2), tiny[0].images, torch.zeros(shape, dtype=torch.int64))
+
+
+def test_average_that_would_hold_the_initial_weights_is_refused(tiny: Pair) -> None:
+    """30 steps: of the first weights 0.9^30, 4%, would be left, 0.857^30, 1%, of what the message allows."""
+    with pytest.raises(ValueError, match=r"ema=0\.9 averages over about the last 10 steps of only 30, .* at most 0\.857\."):
+        trained(tiny[0].images, tiny[0].labels, FAST.replace(epochs=10, ema=0.9))
+    trained(tiny[0].images, tiny[0].labels, FAST.replace(epochs=10, ema=0.857))
+
+
 def test_bad_targets(tiny: Pair) -> None:
+    with pytest.raises(ValueError, match="row of floats: class indices are whole numbers"):
+        trained(tiny[0].images, tiny[0].labels.float(), FAST)
     with pytest.raises(ValueError, match="not within"):
         trained(tiny[0].images, tiny[0].labels + 5, FAST)
     for row in ([1.0, 1.0], [1.5, -0.5], [1.0, float("nan")]):
