@@ -89,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     pictures = Path(args.figures or out)
     try:
         if args.replot:
+            if not (Path(args.replot) / "runs.csv").is_file():
+                raise ValueError(f"{args.replot} has no runs.csv: give a folder of tables, such as out or one of results/.")
             words = dict.fromkeys(("teacher", "title", "device", "key"), str)  # a folder may be called 2024, or null
             table, history = (pd.read_csv(Path(args.replot) / name, dtype=words, keep_default_na=False, na_values=[""])
                               for name in ("runs.csv", "history.csv"))
@@ -102,8 +104,11 @@ def main(arguments: list[str] | None = None) -> int:
         labels = len(saved.labeled) if saved and args.labels is None else args.labels
         settings = override(profile(args.profile, train, device, labels), changes(args))
         names = list(dict.fromkeys(name.strip() for name in args.experiments.split(",")))
-        prepare([run for name in names for run in experiment_runs(name, settings)], train, test, saved)  # what cannot be fails now
-        print(f"{train}; {len(test):,} test images; {device_title(device)}; seeds {', '.join(map(str, settings.seeds))}")
+        wanted = [run for name in names for run in experiment_runs(name, settings)]
+        trainings = prepare(wanted, train, test, saved)[1]  # what cannot be fails now
+        print(f"{train}; {len(test):,} test images; {device_title(device)}; seeds {', '.join(map(str, settings.seeds))}\n"
+              f"{settings.labels:,} labelled images, {len(train) - settings.labels:,} unlabelled; {len(trainings):,} trainings in all; "
+              f"{settings.supervised.epochs:,} epochs on labels alone, {settings.student.epochs:,} of a student")
         tables = []
         for name in names:
             table = run_experiment(name, settings, train, test, store, saved_split=saved, device=device,

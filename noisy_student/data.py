@@ -116,7 +116,7 @@ def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_
     is left out only with ``skip_unreadable``.
     """
     if not isinstance(size, int) or not 16 <= size <= 512:
-        raise ValueError(f"size={size} is not a whole number from 16 to 512.")
+        raise ValueError(f"size={size!r} is not a whole number from 16 to 512.")
     if str(source) in NAMED:
         read = {"digits": _digits, "svhn": _svhn}.get(str(source), _cifar)
         return read(str(source), Path(root))
@@ -304,7 +304,9 @@ def hold_out(train: Images, fraction: float) -> tuple[Images, Images]:
     order = _stratified_order(train.labels, seed=0)
     count = max(len(train.classes), math.floor(fraction * len(order) + 0.5))
     test, rest = order[:count].sort().values, order[count:].sort().values
+    if len(gone := (torch.bincount(train.labels[rest], minlength=len(train.classes)) == 0).nonzero()):
+        name = train.classes[int(gone[0])]
+        raise ValueError(f"{train.title}: a test set of {count} images would take every one of class {name}: add some to it, or put a test "
+                         "set into test/<class>/.")
     rest = torch.cat([rest, (train.labels < 0).nonzero().flatten()])
-    if len(train.labels[rest].unique()) < len(train.classes):
-        raise ValueError(f"{train.title} has too few images for a test set of {count}: put some into test/<class>/.")
     return tuple(Images(train.images[i], train.labels[i], train.classes, train.name) for i in (rest, test))  # type: ignore[return-value]

@@ -14,7 +14,7 @@ import torch
 
 from .data import NAMED, Images, Split, check_name
 from .models import MODELS, plain_block
-from .runs import STUDENT_OPTIONS, Run, run_all
+from .runs import PSEUDO, STUDENT_OPTIONS, Run, run_all
 from .store import Store
 from .training import Recipe, check_fields, pick_device
 
@@ -139,12 +139,16 @@ def _of_kind(kind: str, name: str, value: Any) -> Any:
     values = tuple(value) if one != kind and isinstance(value, (list, tuple, range)) else (value,)
     wanted: Any = {"int": Integral, "float": Real, "str": str, "bool": bool}.get(one, Recipe)
     sound = all(isinstance(v, wanted) and (one == "bool" or not isinstance(v, bool)) for v in values)
-    if not sound or not (values or name == "ablation_models"):
+    if sound and not values and name != "ablation_models":
+        raise ValueError(f"{name}={value!r} is empty: one {one} or more is wanted.")
+    if not sound:
         raise ValueError(f"{name}={value!r} is not of the right kind: {'a list of ' if one != kind else ''}{one} is wanted.")
     if name != "chain" and len(set(values)) < len(values):
         raise ValueError(f"{name}={list(values)!r} names a value twice: give each once.")
     for model in values if name in ("chain", "ablation_models", "grid_models") else ():
         check_name("model", model, MODELS)
+    for pseudo in values if name == "kinds" else ():
+        check_name("pseudo-label kind", pseudo, PSEUDO[1:])
     return values if one != kind else value
 
 

@@ -16,6 +16,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .files import write_whole
@@ -227,7 +228,7 @@ def student_ablation(table: pd.DataFrame) -> Figure:
     axis.axvline(0, color=GREY, lw=1)
     axis.errorbar(found.difference, places, xerr=half, fmt="o", color=BLUE, capsize=4 if half.any() else 0)
     for x, y in zip(found.difference, places, strict=True):
-        axis.annotate(f"{x:+.1f}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axis.annotate(f"{'+' if x >= 0 else '-'}{_tenths(abs(x))}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     unchanged = rows[rows.pseudo != "none"].drop_duplicates("seed").accuracy.mean()
     axis.set(yticks=places, yticklabels=found.changed, xlabel=f"test accuracy over the unchanged student's {_tenths(unchanged)}%, points")
     axis.margins(x=0.1, y=0.1)
@@ -250,6 +251,7 @@ def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
             mean = joined[joined.generation == generation].groupby("epoch")[column].mean()
             axis.plot(mean.index, mean, style, color=colour, lw=2, label=f"{generation}: {model}")
         axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=9, title="generation: model", title_fontsize=9)
     return figure
@@ -271,7 +273,9 @@ def generations(table: pd.DataFrame) -> Figure:
             if part[column].notna().any():  # generation 0 has no pseudo-labels
                 name, colour, marker = KINDS[kind]
                 generation, mean, half = _means(part, "generation", column)
-                axis.errorbar(generation, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
+                aside = 0 if kind == "none" or len(lines) == 1 else 0.04 if kind == "soft" else -0.04  # else one hides the other's bars
+                places = [g + aside * (g > 0) for g in generation]
+                axis.errorbar(places, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
         names = rows[rows[column].notna()].drop_duplicates("generation").sort_values("generation")
         axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8,
                         rotation=0 if len(names) < 7 else 45)

@@ -12,7 +12,7 @@ import os
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -68,7 +68,7 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
     return train, test
 
 
-def load_pictures(paths: Sequence[str | Path], size: int = 32) -> Tensor:
+def load_pictures(paths: Iterable[str | Path], size: int = 32) -> Tensor:
     """Single pictures as :func:`noisy_student.load` reads them, for :func:`noisy_student.predict`: uint8, N x 3 x size x size.
 
     size: that of the images that the model was trained on. Raises OSError for a picture that cannot be read, with its path,
@@ -76,6 +76,7 @@ def load_pictures(paths: Sequence[str | Path], size: int = 32) -> Tensor:
     """
     if isinstance(paths, str | Path):
         raise ValueError(f"{str(paths)!r} is one path: load_pictures takes a list of them.")
+    paths = list(paths)
     images = np.empty((len(paths), 3, size, size), np.uint8)
     for path, image in zip(paths, images, strict=True):
         if fault := _decode_into(image, Path(path), size):
@@ -88,6 +89,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or a system's own: Windows puts one of these into each folder of pictures that it shows."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
 def _walk(path: Path) -> Iterator[Path]:
     """All that lies in a folder, and in those below it; hidden ones are left out, and linked folders not entered."""
 
@@ -95,8 +101,8 @@ def _walk(path: Path) -> Iterator[Path]:
         raise OSError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it elsewhere.") from error
 
     for folder, below, names in os.walk(path, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".") and name != "lost+found"]  # a disk's own, for root alone
-        yield from (Path(folder, name) for name in [*below, *names] if not name.startswith("."))
+        below[:] = [name for name in below if not _hidden(name) and name != "lost+found"]  # a disk's own, for root alone
+        yield from (Path(folder, name) for name in [*below, *names] if not _hidden(name))
 
 
 def _list_folder(path: Path) -> tuple[Files, list[str]]:
@@ -127,7 +133,7 @@ def _read_archive(path: Path) -> Files:
                 break
             read = content()  # hidden ones too: an altered name must not hide a picture from its checksum
             total += len(read)  # a hard link has no size of its own
-            if not any(part.startswith(".") for part in inside.split("/")):
+            if not any(map(_hidden, inside.split("/"))):
                 files[inside] = read
     except Exception as error:  # zipfile, tarfile and the decompressors raise a dozen kinds for altered bytes
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -201,9 +207,11 @@ def _decode(path: Path, name: str, files: Files, size: int, skip_unreadable: boo
         faults = list(tqdm(decoding, f"decoding {name}", len(names), unit="image", leave=False))
     bad = [f"{n} ({why})" for n, why in zip(names, faults, strict=True) if why]
     if bad:
-        fault = f"{path} holds an image that cannot be read: {bad[0]}{f', and {len(bad) - 1:,} more' if len(bad) > 1 else ''}"
+        more = f", and {len(bad) - 10:,} more" if len(bad) > 10 else ""
+        fault = f"{path} holds {'an image' if len(bad) == 1 else f'{len(bad):,} images'} that cannot be read: {', '.join(bad[:10])}{more}"
         if not skip_unreadable:
-            raise OSError(f"{fault}; mend it, or pass skip_unreadable=True (--skip-unreadable; SKIP_UNREADABLE = True in a notebook).")
+            raise OSError(f"{fault}; mend {'it' if len(bad) == 1 else 'them'}, or pass skip_unreadable=True (--skip-unreadable; "
+                          "SKIP_UNREADABLE = True in a notebook).")
         tqdm.write(f"{fault}: left out.")
     parts = {}
     for part in PARTS:

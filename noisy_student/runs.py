@@ -32,7 +32,7 @@ from .store import Store
 from .training import History, Recipe, State, check_fields, device_title, pick_device, predict, train
 from .workers import helpers
 
-PSEUDO = ("none", "soft", "hard")
+PSEUDO = ("none", "soft", "hard")  # none: of a run on labels alone
 # What decides how a student learns from its teacher: fields of Run and of Settings.
 STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels")
 CHECKPOINT_SECONDS = 10.0
@@ -185,7 +185,7 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
     speed = run.recipe.epochs * (len(chosen) // size * size) / sum(row["seconds"] for row in history)
     scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
     guess = predict(model, scored.images, device=device).argmax(1)
-    accuracy = 100 * float((guess == scored.labels).float().mean())
+    accuracy = 100 * int((guess == scored.labels).sum()) / len(guess)
     counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(classes, classes)
     result |= {"accuracy": None if held else accuracy, "validation_accuracy": accuracy if held else None,
                "confusion": counts.tolist(), "seconds": earlier + time.perf_counter() - start, "images_per_second": speed,
@@ -233,6 +233,8 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers={workers!r} is not a whole number from 1.")
+    if isinstance(runs, Run):
+        raise ValueError(f"{runs} is one Run: run_all takes a list of them.")
     store = store if isinstance(store, Store) else Store(store)
     device = pick_device(device)
     bound, ordered, splits = prepare(runs, train_set, test_set, saved_split)

@@ -35,7 +35,7 @@ FILES = ("run.json", "history.csv", "model.safetensors")
 
 
 class DamagedError(OSError):
-    """An entry that is not what was committed."""
+    """An entry that is not there, or not what was committed."""
 
 
 class Store:
@@ -98,6 +98,8 @@ class Store:
     def _contents(self, key: str) -> dict[str, bytes]:
         """The files of an entry, checked each time: hours may lie between a teacher's training and its student's."""
         entry = self.folder / key
+        if not entry.exists():
+            raise DamagedError(f"{entry} is not there: take a key from run_all's table (a Run's own does not know the images yet).")
         try:
             contents = {name: (entry / name).read_bytes() for name in FILES}
             sums = json.loads((entry / "SHA256SUMS").read_bytes())
@@ -105,7 +107,7 @@ class Store:
                 return contents
         except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             pass
-        raise DamagedError(f"{entry} is damaged or not there: run it again, it is then trained anew.")
+        raise DamagedError(f"{entry} is damaged: run it again, it is then trained anew.")
 
     @contextmanager
     def lock(self, run: Run) -> Iterator[bool]:

@@ -85,17 +85,17 @@ def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: s
 
     1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys; NumPy's numbers have none.
     """
+    numbers: dict[str, Any] = {"int": Integral, "float": Real}
     for field in fields(value):
         name, kind, found = field.name, field.type, getattr(value, field.name)
         low, high = ranges.get(name, (-math.inf, math.inf))
         if kind == "bool" and not isinstance(found, bool):
             raise ValueError(f"{where}{name}={found!r} is neither True nor False.")
-        is_number = isinstance(found, Real) and not isinstance(found, bool)
-        if kind in ("int", "float") and not (is_number and low <= found <= high):
-            raise ValueError(f"{where}{name}={found!r} is not a number from {low:g} to {high:g}.")
-        if kind == "int" and not isinstance(found, Integral):
-            raise ValueError(f"{where}{name}={found!r} is not a whole number, written without a point or an exponent.")
-        if kind in ("int", "float"):
+        if wanted := numbers.get(str(kind)):
+            if isinstance(found, bool) or not isinstance(found, wanted) or not low <= found <= high:
+                span = f"from {low:,}" + ("" if high == math.inf else f" to {high:,}")
+                point = ", without a point or an exponent" if kind == "int" and isinstance(found, float) else ""
+                raise ValueError(f"{where}{name}={found!r} is not a {'whole ' if kind == 'int' else ''}number {span}{point}.")
             object.__setattr__(value, name, int(found) if kind == "int" else float(found) + 0.0)
 
 
@@ -297,4 +297,4 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, flip: bool = F
         raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(images):,} images: evaluate needs images, and a label for each.")
     if missing := int((labels < 0).sum()):
         raise ValueError(f"{missing:,} of {len(labels):,} images have no label: evaluate those that have one.")
-    return 100 * float((predict(model, images, flip=flip, device=device).argmax(1) == labels.cpu()).float().mean())
+    return 100 * int((predict(model, images, flip=flip, device=device).argmax(1) == labels.cpu()).sum()) / len(labels)

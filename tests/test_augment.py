@@ -130,6 +130,10 @@ def test_bad_images_and_names() -> None:
         RandAugment(1, 1)(torch.zeros(2, 3, 16, 16))
     with pytest.raises(ValueError, match="N x 3 x H x W"):
         RandAugment(1, 1)(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    with pytest.raises(TypeError, match="not uint8"):
+        apply_op(torch.zeros(2, 3, 16, 16), "Brightness", 1)
+    with pytest.raises(TypeError, match="are a ndarray, not a torch tensor"):
+        RandAugment(1, 1)(np.zeros((2, 3, 16, 16), np.uint8))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="did you mean Equalize"):
         apply_op(pictures(16, 16), "equalise", 1)
 

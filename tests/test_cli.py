@@ -59,15 +59,19 @@ def test_one_experiment_on_a_folder(folder: Path, tmp_path: Path) -> None:
     assert set(pd.read_csv(tmp_path / "out" / "runs.csv").title) == {"photos"}
 
 
-def test_saved_split_decides_how_many_labels(tmp_path: Path) -> None:
+def test_saved_split_decides_how_many_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split(load("digits")[0], 60).save(tmp_path / "split.npz")
     assert main([*TINY, *places(tmp_path), "--experiments", "baselines", "--split", str(tmp_path / "split.npz")]) == 0
     assert set(pd.read_csv(tmp_path / "out" / "runs.csv").labels) == {60}
+    assert "\n60 labelled images, 1,240 unlabelled; 5 trainings in all; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--data", "digit"], "unknown data set 'digit'; did you mean digits"),
     (["--data", "no/such/folder"], "does not exist: give a folder"),
+    (["--set", "chain=[]"], "chain=[] is empty: one str or more is wanted"),
+    (["--set", "kinds=soft,none"], "unknown pseudo-label kind 'none'; valid: soft, hard"),
+    (["--replot", "no/such"], "no/such has no runs.csv: give a folder of tables"),
     (["--profile", "quik"], "unknown profile 'quik'; did you mean quick"),
     (["--experiments", "students,gird"], "unknown experiment 'gird'; did you mean grid"),
     (["--experiments", "students,label_counts", "--set", "label_counts=[100,1400]"], "1,400 labelled images wanted"),
@@ -75,17 +79,17 @@ def test_saved_split_decides_how_many_labels(tmp_path: Path) -> None:
     (["--workers", "0"], "workers=0 is not a whole number from 1"),
     (["--experiments", "student"], "unknown experiment 'student'; did you mean students"),
     (["--set", "recipe.epoch=1"], "unknown recipe parameter 'epoch'; did you mean epochs"),
-    (["--set", "recipe.epochs=0"], "epochs=0 is not a number from 1"),
-    (["--set", "recipe.epochs=1e2"], "epochs=100.0 is not a whole number, written without a point or an exponent"),
-    (["--set", "recipe.epochs={[]:1}"], "epochs='{[]:1}' is not a number from 1"),
+    (["--set", "recipe.epochs=0"], "epochs=0 is not a whole number from 1 to 100,000"),
+    (["--set", "recipe.epochs=1e2"], "epochs=100.0 is not a whole number from 1 to 100,000, without a point or an exponent"),
+    (["--set", "recipe.epochs={[]:1}"], "epochs='{[]:1}' is not a whole number from 1"),
     (["--set", "threshold=None"], "'threshold=None' gives no value: leave it out for the profile's (threshold=0 keeps every"),
-    (["--set", "recipe.n=15"], "n=15 is not a number from 0 to 14"),
+    (["--set", "recipe.n=15"], "n=15 is not a whole number from 0 to 14"),
     (["--set", "epochs"], "is not NAME=VALUE"),
     (["--seeds", "one"], "'one' are not whole numbers"),
     (["--labels", "5000"], "5,000 labelled images wanted, but 8x8 digits has 1,300"),
     (["--device", "tpu"], "device 'tpu' cannot be used here"),
     (["--device", "meta"], "unknown device 'meta'; valid: cuda, mps, cpu"),
-    (["--seeds", "9" * 20], f"seed={'9' * 20} is not a number from 0"),
+    (["--seeds", "9" * 20], f"seed={'9' * 20} is not a whole number from 0 to 4,294,967,295"),
     (["--set", "chain=['Resnet8','Resnet9']"], "unknown model 'Resnet8'; did you mean Resnet"),
     (["--set", "ablation_models=[Resnet9,Convnet4]"], "unknown model 'Convnet4'; did you mean Convnet"),  # a shell took its quotes
     (["--split", "absent.npz"], "absent.npz does not exist: make the split"),

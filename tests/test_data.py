@@ -218,8 +218,8 @@ def test_hold_out_is_stratified_and_apart() -> None:
     rest, test = hold_out(train, 0.2)
     assert torch.bincount(test.labels).tolist() == [10] * 4 and len(rest) == 167 and (rest.labels[-7:] == -1).all()
     assert not set(rest.images[:160, 0, 0, 0].tolist()) & set(test.images[:, 0, 0, 0].tolist())
-    with pytest.raises(ValueError, match="too few images"):
-        hold_out(labelled([0, 1, 1], 2), 0.2)
+    with pytest.raises(ValueError, match=r"a test set of 4 images would take every one of class 1: add some"):
+        hold_out(labelled([0] * 20 + [1], 2), 0.2)
 
 
 @pytest.mark.parametrize(("labeled", "message"), [

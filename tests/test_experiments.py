@@ -193,10 +193,12 @@ def test_overrides() -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"),
-    ({"lables": None}, "did you mean labels"), ({"student.epoch": None}, "did you mean epochs"), ({"seeds": ()}, "not of the right kind"),
+    ({"lables": None}, "did you mean labels"), ({"student.epoch": None}, "did you mean epochs"),
+    ({"seeds": ()}, "is empty: one int or more"),
     ({"grid_ns": [1, 1]}, "names a value twice"),
-    ({"grid_seeds": 0}, "grid_seeds=0 is not a number from 1"), ({"labels": 0}, "labels=0 is not a number from 2"),
-    ({"generations": -1}, "generations=-1 is not a number from 0"), ({"student_ensemble": 0}, "student_ensemble=0 is not a number from 1"),
+    ({"grid_seeds": 0}, "grid_seeds=0 is not a whole number from 1"), ({"labels": 0}, "labels=0 is not a whole number from 2\\.$"),
+    ({"generations": -1}, "generations=-1 is not a whole number from 0"),
+    ({"student_ensemble": 0}, "student_ensemble=0 is not a whole number from 1"),
     ({"ablation_models": ["Resnet6"], "chain": ["Resnet9"]}, "ablation_models names Resnet6, which is not in the chain, Resnet9"),
     ({"label_counts": [50, 80, 200], "labels": 100}, "has a count below labels=100"),
     ({"labels": "many"}, "not of the right kind"), ({"labels": np.True_}, "not of the right kind"),

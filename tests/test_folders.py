@@ -366,12 +366,29 @@ def test_unreadable_picture_is_named_and_left_out_only_if_asked(folder: Path, tm
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "train" / "cat" / "3.png"
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    with pytest.raises(OSError, match=r"cannot be read: train/cat/3\.png \(.*\); mend it, or pass skip_unreadable=True"):
+    with pytest.raises(OSError, match=r"an image that cannot be read: train/cat/3\.png \([^,]*\); mend it, or pass skip_unreadable=True"):
         load(folder, tmp_path / "root")
     assert images_in(tmp_path / "root") == [] if (tmp_path / "root").exists() else True
     for _ in range(2):  # said each time: a set with a gap is not cached, the picture may be mended
         assert len(load(folder, tmp_path / "root", skip_unreadable=True)[0]) == 11
         assert "train/cat/3.png" in capsys.readouterr().out
+
+
+def test_unreadable_pictures_are_named_up_to_ten(folder: Path, tmp_path: Path) -> None:
+    for i in range(12):
+        (folder / "train" / "cat" / f"x{i:02}.png").write_bytes(b"no picture")
+        if i in (1, 11):
+            with pytest.raises(OSError, match=f"holds {i + 1} images that cannot be read: .*; mend them") as caught:
+                load(folder, tmp_path / "root")
+            named = [f"x{j:02}.png" in str(caught.value) for j in range(i + 1)]
+            assert named == [True] * min(i + 1, 10) + [False] * (i + 1 - 10) and ("and 2 more" in str(caught.value)) == (i == 11)
+
+
+def test_what_windows_puts_beside_pictures_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    for name in ("train/cat/Thumbs.db", "train/cat/desktop.ini", "train/desktop.ini"):
+        (folder / name).write_bytes(b"no picture")
+    plain, packed = load(folder, tmp_path / "root")[0], load(pack(folder, tmp_path / "photos.zip"), tmp_path / "root")[0]
+    assert len(plain) == 12 and torch.equal(plain.images, packed.images)
 
 
 @pytest.mark.parametrize("part", ["test", "unlabeled"])
@@ -467,7 +484,7 @@ def test_folder_named_like_a_data_set_does_not_pass_for_it(folder: Path, tmp_pat
 def test_single_pictures_are_read_as_those_of_a_folder(folder: Path, tmp_path: Path) -> None:
     train, _ = load(folder, tmp_path / "root", size=24)
     paths = [folder / "train" / "dog" / "2.png", folder / "train" / "cat" / "0.png"]
-    assert torch.equal(load_pictures(paths, size=24), train.images[[8, 0]])
+    assert torch.equal(load_pictures((path for path in paths), size=24), train.images[[8, 0]])
     paths[1].write_bytes(b"no picture")
     with pytest.raises(OSError, match=r"0\.png cannot be read \(no format that Pillow reads\)"):
         load_pictures(paths)

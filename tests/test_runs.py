@@ -513,6 +513,15 @@ def test_checkpoint_of_another_type_or_shape_is_not_used(tmp_path: Path, change:
     assert Store(tmp_path).load_checkpoint(TEACHER) is None
 
 
+def test_key_of_a_run_that_does_not_know_its_images_is_explained(tiny: Pair, tmp_path: Path) -> None:
+    key = go([TEACHER], tiny, tmp_path).key[0]
+    assert key != TEACHER.key and Store(tmp_path).model(key)
+    with pytest.raises(OSError, match=rf"{TEACHER.key} is not there: take a key from run_all's table \(a Run's own does not know"):
+        Store(tmp_path).model(TEACHER.key)
+    with pytest.raises(ValueError, match="history of no runs"):
+        Store(tmp_path).history()
+
+
 def test_teacher_that_is_damaged_after_it_was_found(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A student may come hours after its teacher: what it reads is checked then, and the next call makes it good."""
     key, real = go([TEACHER], tiny, tmp_path).key[0], runs._train_run
@@ -684,6 +693,8 @@ def test_ensembles_of_ensembles_are_listed_once(tiny: Pair) -> None:
 
 def test_no_run_and_no_worker(tiny: Pair, tmp_path: Path) -> None:
     assert go([], tiny, tmp_path).empty
+    with pytest.raises(ValueError, match=r"Convnet5, 20 labels, seed 0 is one Run: run_all takes a list"):
+        go(TEACHER, tiny, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="workers=0 is not a whole number from 1"):
         go([TEACHER], tiny, tmp_path, workers=0)
 
