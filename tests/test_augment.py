@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as T
 from scipy import stats
 from sklearn.datasets import load_sample_image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from noisy_student.augment import GEOMETRY, OPS, SIGNED, RandAugment, apply_op, chunk_size, flip_crop
@@ -184,3 +185,15 @@ def test_no_wait_for_the_device() -> None:
 def test_larger_images_are_augmented_in_smaller_chunks(device: str, side: int, count: int) -> None:
     """So that memory does not grow with them."""
     assert chunk_size(torch.empty(1, 3, side, side, dtype=torch.uint8, device=device)) == count
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_directions_and_magnitude_10_are_those_of_torchvisions_randaugment(name: str) -> None:
+    images, theirs = pictures(32, 32), v2.RandAugment()
+    top, signed = v2.RandAugment._AUGMENTATION_SPACE[name]
+    assert (name in SIGNED) == signed
+    for sign in (1, -1) if signed else (1,):
+        level = sign * float(top(31, 32, 32)[-1]) if top(31, 32, 32) is not None else 0.0
+        wanted = theirs._apply_image_or_video_transform(images, name, level, InterpolationMode.NEAREST, {torch.Tensor: [128.0] * 3})
+        difference = (apply_op(images, name, sign * 10).int() - wanted.int()).abs()
+        assert difference.max() <= 1 if name in BLENDS else (difference > 0).float().mean() <= (1e-3 if name in GEOMETRY else 0)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from noisy_student import Images, load, split
+from noisy_student import Images, Store, load, split
 from noisy_student.__main__ import changes, main, parser
+from noisy_student.data import data_key
 from noisy_student.experiments import EXPERIMENTS, FOUR, override, profile
 
 TINY = ["--seeds", "0", "--device", "cpu", "--workers", "1", "--set", "recipe.epochs=1", "--set", "recipe.n=1",
@@ -55,14 +56,19 @@ def test_each_experiment_alone(name: str, tmp_path: Path) -> None:
 
 def test_one_experiment_on_a_folder(folder: Path, tmp_path: Path) -> None:
     command = [*TINY, *places(tmp_path), "--data", str(folder), "--experiments", "baselines", "--labels", "6", "--size", "16"]
-    assert main([*command, "--set", "recipe.batch_size=4", "--set", "label_counts=[6]"]) == 0
-    assert set(pd.read_csv(tmp_path / "out" / "runs.csv").title) == {"photos"}
+    (folder / "train" / "cat" / "bad.png").write_bytes(b"no picture")
+    assert main([*command, "--set", "recipe.batch_size=4", "--set", "label_counts=[6]", "--skip-unreadable"]) == 0
+    table = pd.read_csv(tmp_path / "out" / "runs.csv")
+    (folder / "train" / "cat" / "bad.png").unlink()
+    assert set(table.title) == {"photos"} and set(table["data"]) == {data_key(*load(folder, tmp_path / "data", size=16))}
 
 
 def test_saved_split_decides_how_many_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    split(load("digits")[0], 60).save(tmp_path / "split.npz")
+    drawn = split(load("digits")[0], 60, seed=7)
+    drawn.save(tmp_path / "split.npz")
     assert main([*TINY, *places(tmp_path), "--experiments", "baselines", "--split", str(tmp_path / "split.npz")]) == 0
-    assert set(pd.read_csv(tmp_path / "out" / "runs.csv").labels) == {60}
+    table = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert set(table.labels) == {60} and Store(tmp_path / "runs").record(table.key[0])["run"]["split"] == drawn.key
     assert "\n60 labelled images, 1,240 unlabelled; 5 trainings in all; " in capsys.readouterr().out
 
 

@@ -203,6 +203,9 @@ def test_split_properties(data: st.DataObject) -> None:
         count = int((train.labels[a.labeled] == c).sum())
         assert count >= 1 and abs(count - share) < classes
     assert torch.equal(split(train, small, seed).labeled, a.labeled)
+    whole, drawn = (torch.bincount(labels, minlength=classes) for labels in (train.labels[train.labels >= 0], train.labels[a.labeled]))
+    low, high = (drawn - 0.5).where(drawn > 1, 0) / whole, (drawn + 0.5) / whole
+    assert low.max() <= high.min() + 1e-6, "one share fits all classes to within half an image (Webster)"
 
 
 def test_equal_classes_have_equal_shares() -> None:
@@ -243,6 +246,7 @@ def test_saved_split_comes_back(tmp_path: Path) -> None:
     drawn.save(tmp_path / "deep" / "split.npz")
     back = Split.load(tmp_path / "deep" / "split.npz", train)
     assert back.key == drawn.key and torch.equal(back.labeled, drawn.labeled)
+    assert Split(drawn.labeled.flip(0), drawn.unlabeled, drawn.seed, drawn.fingerprint).key != drawn.key
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["split.npz"]
     with pytest.raises(ValueError, match="belongs to other data"):
         Split.load(tmp_path / "deep" / "split.npz", labelled([i % 4 for i in range(100)], 4))
@@ -300,3 +304,16 @@ def test_digits_are_those_of_the_committed_rows() -> None:
     """Pixels, labels, and which of them are held out."""
     rows = pd.read_csv(Path(__file__).parent.parent / "results" / "digits-quick" / "runs.csv")
     assert set(rows.data) == {data_key(*load("digits"))}
+
+
+def test_cifar100_is_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hundred:
+        filename, tgz_md5, classes = "cifar-100-python.tar.gz", "", list(map(str, range(100)))
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            self.data, self.targets = np.full((100, 32, 32, 3), train, np.uint8), list(range(100))
+
+    monkeypatch.setattr(datasets, "CIFAR100", Hundred)
+    monkeypatch.setattr(datasets, "CIFAR10", None)
+    train, test = load("cifar100", tmp_path)
+    assert (train.title, len(train.classes), int(train.images.min()), int(test.images.max())) == ("CIFAR-100", 100, 1, 0)

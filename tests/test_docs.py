@@ -12,6 +12,7 @@ from PIL import Image
 from noisy_student import Images, Run
 from noisy_student.__main__ import changes, main, parser
 from noisy_student.experiments import experiment_runs, override, profile
+from noisy_student.statistics import worth, worth_text
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = Images(torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), torch.arange(50_000) % 10, tuple("abcdefghij"), "cifar10-jpeg")
@@ -145,3 +146,23 @@ def test_the_readme_labels_a_users_pictures(folder: Path, monkeypatch: pytest.Mo
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in printed] == [["photos/unlabeled/a.jpg", "cat"], ["photos/unlabeled/b.jpg", "dog"]]
     assert all(50 <= int(line[2].removesuffix("%")) <= 100 for line in printed)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md", "docs/results.md", "docs/results.ko.md"])
+def test_every_worth_with_an_interval_is_that_of_the_rows(page: str) -> None:
+    """Of each table's own last students, and of the stronger teachers' on the two curves of docs/results.md."""
+    tables = {path.parent.name: pd.read_csv(path) for path in ROOT.glob("results/*/runs.csv")}
+    named = "cifar10-jpeg-full-"
+    counts = pd.concat(tables[f"{named}strong-label-counts{noise}"] for noise in ("", "-less-noise", "-middle-noise"))
+    best = counts.groupby(["labels", "n"]).accuracy.mean().groupby("labels").idxmax()  # each number of labels by its best noise
+    curves = [counts[counts.n == 3], counts[[(row.labels, row.n) in set(best) for row in counts.itertuples()]]]
+    names = ("ensembles", "strong-teachers", "strong-teachers-less-noise")
+    students = [tables[named + name].query("experiment == 'generations'") for name in names]
+    students[2] = students[2][students[2].generation == 3]
+    made = [table for table in tables.values() if {"label_counts"} < set(table.experiment)]
+    made += [pd.concat([rows, curve]) for rows in students for curve in curves]
+    wanted = {tuple(re.findall(r"[\d,]+", worth_text(row.worth, row.low, row.high, table[table.experiment == "label_counts"])))
+              for table in made for row in worth(table).itertuples()}
+    said = set(re.findall(r"([\d,]+)(?: labels)?(?: alone)?(?: give)? \(([\d,]+) to ([\d,]+)", (ROOT / page).read_text()))
+    said |= set(re.findall(r"([\d,]{4,})(?:개|장)?(?:\*\*)? ?\(([\d,]+)~(\d[\d,]*\d)", (ROOT / page).read_text()))
+    assert said and said <= wanted, said - wanted

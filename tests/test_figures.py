@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from noisy_student import Recipe, figures
+from noisy_student import Images, Recipe, Run, Store, figures, predict, run_all
 from noisy_student.augment import OPS, apply_op
-from noisy_student.report import last_student, plot_tables, teacher_of
+from noisy_student.report import last_student, plot_tables, student_figures, teacher_of
 from noisy_student.runs import STUDENT_OPTIONS
 
 CHAIN = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
@@ -109,6 +109,8 @@ def test_result1_prints_means_and_the_original() -> None:
     assert f"{soft:.1f}" in said and "original, 1 run (hollow)" in said
     for number in (63.6, 65.2, 66.6, 67.7, 69.8, 70.6, 72.5, 69.6, 71.0, 72.6):
         assert f"{number:.1f}" in said
+    hollow = [line for line in figures.result1(table).axes[0].lines if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
+    assert [list(line.get_ydata()) for line in hollow] == [[63.6, 65.2, 66.6, 67.7], [69.8, 70.6, 72.5], [69.6, 71.0, 72.6]]
     assert "original" not in texts(figures.result1(made_table(title="8x8 digits")))
     assert "original" not in texts(figures.result1(made_table(title="cifar10-folder")))
 
@@ -135,6 +137,11 @@ def students_t(groups: Iterable[pd.Series]) -> tuple[object, object]:
     values = list(groups)
     halves = [stats.t.interval(0.95, len(v) - 1, v.mean(), stats.sem(v))[1] - v.mean() for v in values]
     return pytest.approx([v.mean() for v in values]), pytest.approx(halves)
+
+
+def students_t_ends(groups: Iterable[pd.Series]) -> tuple[list[float], list[float]]:
+    low, high = zip(*(stats.t.interval(0.95, len(v) - 1, v.mean(), stats.sem(v)) for v in groups), strict=True)
+    return list(low), list(high)
 
 
 def test_result1_and_ablation_show_means_and_intervals() -> None:
@@ -174,6 +181,11 @@ def test_result2_shows_the_curve_and_where_the_students_cross_it() -> None:
     axis = figures.result2(table).axes[0]
     curve, (crossing,) = axis.lines[0], [line for line in axis.lines if line.get_marker() == "^"]
     assert list(curve.get_xdata()) == list(counts.index) and list(curve.get_ydata()) == pytest.approx(list(counts))
+    low, high = students_t_ends(group.accuracy for _, group in table[table.experiment == "label_counts"].groupby("labels"))
+    edges = axis.collections[0].get_paths()[0].vertices
+    assert {round(y, 6) for y in edges[:, 1]} == {round(y, 6) for y in [*low, *high]}
+    (level,) = {float(line.get_ydata()[0]) for line in axis.lines if str(line.get_label()).startswith("soft student")}  # type: ignore[index]
+    assert level == pytest.approx(68)
     wanted = 2 ** np.interp(68, counts, np.log2(counts.index))
     assert (crossing.get_xdata()[0], crossing.get_ydata()[0]) == pytest.approx((wanted, 68), rel=1e-3)  # type: ignore[index]
 
@@ -210,6 +222,9 @@ def test_curves_show_each_generations_mean() -> None:
 def test_grid_shows_every_cell_and_frames_the_best() -> None:
     figure = figures.grid(made_table())
     assert [t.get_text() for t in figure.axes[0].texts] == ["59.0", "51.0", "63.0", "55.0"]
+    axis = figure.axes[0]
+    assert (axis.get_xlabel()[0], axis.get_ylabel()[0]) == ("m", "n")
+    assert [[t.get_text() for t in labels] for labels in (axis.get_xticklabels(), axis.get_yticklabels())] == [["2", "10"], ["1", "5"]]
     (frame,) = figure.axes[0].patches
     assert (frame.get_x(), frame.get_y()) == (-0.5, 0.5)  # m = 2, n = 5
 
@@ -218,6 +233,13 @@ def test_student_ablation_shows_differences() -> None:
     figure = figures.student_ablation(made_ablation(made_table(1)))
     assert [t.get_text() for t in figure.axes[0].texts] == ["-1.5", "+1.3"] and "unchanged student's 70.0%" in texts(figure)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["n=0", "pseudo=hard"]
+    axis = figures.student_ablation(made_ablation(made_table(2)).assign(accuracy=[60, 70, 68.5, 71.25, 61, 71, 70.5, 72.25])).axes[0]
+    (container,) = axis.containers
+    line, _, (intervals,) = container
+    at = dict(zip((t.get_text() for t in axis.get_yticklabels()), axis.get_yticks(), strict=True))
+    assert dict(zip(line.get_ydata(), line.get_xdata(), strict=True)) == {at["n=0"]: -1, at["pseudo=hard"]: 1.25}
+    ends = [segment[:, 0] for segment in intervals.get_segments()]
+    assert [(high - low) / 2 for low, high in ends] == pytest.approx([12.706 * 0.5, 0], abs=0.01)  # -1.5 and -0.5; Student's t, 1 degree
 
 
 def test_every_column_that_student_ablation_reads_is_named_where_it_is_missing(tmp_path: Path) -> None:
@@ -263,6 +285,9 @@ def test_ops_show_what_the_ops_give(tmp_path: Path) -> None:
     assert all(name in said for name in OPS)
     inverted = (255 - image[0]).permute(1, 2, 0).numpy()
     assert any(np.array_equal(pixels, inverted) for pixels in shown), "Solarize at 10"
+    for axis in figure.axes:
+        if (name := axis.get_ylabel()):  # at -10, left of its row
+            assert np.array_equal(axis.images[0].get_array(), apply_op(image, name, -10)[0].permute(1, 2, 0).numpy()), name
     drawn(figure, tmp_path)
 
 
@@ -270,15 +295,18 @@ def test_confusion_shows_shares_of_the_true_class(tmp_path: Path) -> None:
     figure = figures.confusion(np.array([[8, 2], [1, 3]]), ("cat", "dog"), "title")
     assert [t.get_text() for t in figure.axes[0].texts] == ["80", "20", "25", "75"]
     assert "78.6% right" in texts(figure)
+    assert (figure.axes[0].get_ylabel(), figure.axes[0].get_xlabel()) == ("true", "predicted")
     drawn(figure, tmp_path)
     drawn(figures.confusion(np.eye(100) + 1, tuple(map(str, range(100))), "many"), tmp_path)
 
 
 def test_mistakes_are_the_most_confident_ones(tmp_path: Path) -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.05, 0.95], [0.4, 0.6], [0.2, 0.8]])
-    figure = figures.mistakes(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.tensor([0, 0, 0, 1]), probabilities, ("cat", "dog"), "t")
+    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    figure = figures.mistakes(images, torch.tensor([0, 0, 0, 1]), probabilities, ("cat", "dog"), "t")
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == ["dog 95%\nis cat", "dog 60%\nis cat"]
+    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes if axis.images] == [1, 2]
     drawn(figure, tmp_path)
 
 
@@ -317,3 +345,28 @@ def test_samples_and_balance(tmp_path: Path) -> None:
     four = figures.class_balance(dict.fromkeys("abcd", labels), ("cat", "dog"), "t")
     assert [[p.get_height() for p in axis.patches] for axis in four.axes] == [[1, 3]] * 4
     drawn(figure, tmp_path)
+
+
+def test_hard_and_soft_lines_are_their_own() -> None:
+    table = made_table()
+    table = table[table.experiment == "students"]
+    for axis in figures.generations(table).axes[:1]:
+        for kind in ("hard", "soft"):
+            part = table[table.pseudo.isin([kind, "none"])]
+            assert bars(axis)[f"{kind} student"] == students_t(group for _, group in part.groupby("generation").accuracy)
+
+
+def test_confusion_is_the_students_and_mistakes_are_its_teachers(tiny: tuple[Images, Images], tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, tuple[object, ...]] = {}
+    for name in ("confusion", "mistakes"):
+        monkeypatch.setattr(figures, name, lambda *a, name=name: drawn.update({name: a}))
+    teacher, test, store = Run("Convnet5", 20, Recipe(epochs=1, batch_size=10, lr=1e-9)), tiny[1], Store(tmp_path)
+    student = Run("Convnet6", 20, Recipe(epochs=15, batch_size=10, n=0, lr=0.02), teacher, "soft", repeat_labels=5)
+    table = run_all([teacher, student], *tiny, store, device="cpu", progress=False)
+    student_figures(table.assign(experiment="students"), store, test, "cpu")
+    own, its = (store.record(key)["result"]["confusion"] for key in table.key[::-1])
+    shown, labels, guess = drawn["mistakes"][:3]
+    assert np.asarray(drawn["confusion"][0]).tolist() == own != its
+    assert torch.equal(shown, test.images) and torch.equal(labels, test.labels)  # type: ignore[arg-type]
+    assert torch.equal(guess, predict(store.model(table.key[0]), test.images, device="cpu"))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image, PngImagePlugin
@@ -113,6 +114,12 @@ def test_cached_and_decoded_again_when_it_changed(folder: Path, tmp_path: Path, 
     with monkeypatch.context() as patch:
         patch.setattr(folders, "_decode_into", lambda *a: pytest.fail("decoded again"))
         assert load(folder, tmp_path / "root")[0].fingerprint == first[0].fingerprint
+    for module, name, value in ((folders, "DECODER", folders.DECODER + 1), (PIL, "__version__", "0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            patch.setattr(folders, "_decode_into", lambda *a: "decoded again")
+            with pytest.raises(OSError, match="decoded again"):
+                load(folder, tmp_path / "root")
     assert load(folder, tmp_path / "root", size=24)[0].images.shape[2:] == (24, 24)
     picture(9).save(folder / "train" / "cat" / "0.png")
     assert load(folder, tmp_path / "root")[0].fingerprint != first[0].fingerprint
@@ -490,3 +497,16 @@ def test_single_pictures_are_read_as_those_of_a_folder(folder: Path, tmp_path: P
         load_pictures(paths)
     with pytest.raises(ValueError, match="is one path"):
         load_pictures(str(paths[0]))
+
+
+def test_32_bit_pictures_are_refused_not_clipped(tmp_path: Path) -> None:
+    for mode, dtype in {"I": np.int32, "F": np.float32}.items():
+        Image.fromarray(np.full((32, 32), 70_000, dtype)).save(tmp_path / f"{mode}.tiff")
+        with pytest.raises(OSError, match=f"its {mode} pixels of 32 bits have no fixed range"):
+            load_pictures([tmp_path / f"{mode}.tiff"])
+
+
+def test_unlabelled_may_be_written_with_two_ls(folder: Path, tmp_path: Path) -> None:
+    (folder / "unlabelled").mkdir()
+    picture(1).save(folder / "unlabelled" / "x.png")
+    assert len(load(folder, tmp_path / "root")[0]) == 13

@@ -75,8 +75,9 @@ def test_each_image_skips_a_branch_by_itself() -> None:
 
 
 def test_stochastic_depth_rises_linearly() -> None:
-    drops = [m.p for m in build("Resnet9", stochastic_depth=0.3).modules() if type(m).__name__ == "StochasticDepth"]
-    assert drops == pytest.approx([0.1, 0.2, 0.3])
+    for name in ("Resnet6", "Resnet9"):
+        drops = [m.p for m in build(name, stochastic_depth=0.3).modules() if type(m).__name__ == "StochasticDepth"]
+        assert drops == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_bad_input() -> None:
@@ -86,3 +87,9 @@ def test_bad_input() -> None:
         build("Resnet9", dropout=1.5)
     with pytest.raises(ValueError, match="two classes"):
         build("Resnet9", 1)
+
+
+@pytest.mark.parametrize(("name", "strides"), {"Convnet5": [2, 1, 2, 2], "Convnet6": [1, 2, 1, 2, 2], "Resnet6": [1, 2, 1, 1, 2, 2, 2, 2],
+                                               "Resnet9": [1, 2, 1, 1, 2, 2, 1, 2, 2, 1]}.items())
+def test_where_the_images_are_halved(name: str, strides: list[int]) -> None:
+    assert [m.stride[0] for m in build(name).modules() if isinstance(m, nn.Conv2d)] == strides

@@ -1,4 +1,6 @@
+import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -41,6 +43,7 @@ class Training(NamedTuple):
     targets: torch.Tensor
     chosen: torch.Tensor
     seed: int
+    recipe: Recipe
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
 
     def spy(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor, *args: object, **options: object) -> object:
         start = [p.detach().clone() for p in model.parameters()]
-        seen.append(Training(model, start, images, targets, options["chosen"], options["seed"]))  # type: ignore[arg-type]
+        seen.append(Training(model, start, images, targets, options["chosen"], options["seed"], args[0]))  # type: ignore[arg-type]
         return real(model, images, targets, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runs, "train", spy)
@@ -251,7 +254,8 @@ def test_no_test_image_reaches_training(tiny: Pair, tmp_path: Path, trainings: l
 
 
 def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
-    go([replace(STUDENT, repeat_labels=3)], tiny, tmp_path)
+    go([replace(STUDENT, repeat_labels=3, recipe=FAST.replace(m=7))], tiny, tmp_path)
+    assert [t.recipe for t in trainings] == [FAST, FAST.replace(m=7)], "each with its own noise"
     (teacher, student), labelled = trainings, split(tiny[0], 20, 0).labeled
     assert torch.equal(teacher.chosen, labelled) and torch.equal(student.chosen[:60], labelled.repeat(3)) and len(student.chosen) == 60 + 40
     assert torch.equal(student.targets[:60].argmax(1), tiny[0].labels[labelled.repeat(3)])
@@ -262,7 +266,7 @@ def test_ensemble_of_teachers_averages_their_predictions(tiny: Pair, tmp_path: P
     assert len(trainings) == 3, "the teacher of the student is the run without one, trained once"
     pool = tiny[0].images[split(tiny[0], 20, 0).unlabeled]
     votes = [predict(Store(tmp_path).model(key), pool, device="cpu") for key in table.key[1:]]
-    assert not torch.equal(*votes)
+    assert not torch.equal(*votes) and table.member.tolist() == [0, 0, 1] and table.ensemble.tolist() == [2, 1, 1]
     assert torch.allclose(trainings[2].targets[20:], (votes[0] + votes[1]) / 2, atol=1e-6)
 
 
@@ -306,6 +310,8 @@ def test_held_out_labels_are_scored_and_not_trained_on(tiny: Pair, tmp_path: Pat
     others = labelled[~torch.isin(labelled, held.chosen)]
     assert len(held.chosen) == 15 and len(others) == 5 and torch.equal(scored[1], tiny[0].images[others])
     assert pd.isna(table.accuracy[1]) and pd.isna(table.validation_accuracy[0])
+    go([replace(STUDENT, holdout=0.25, teacher=replace(TEACHER, holdout=0.25))], tiny, tmp_path)
+    assert len(trainings[2].chosen) == 15 + 40 and not torch.isin(others, trainings[2].chosen).any()
     right = predict(held.model, tiny[0].images[others], device="cpu").argmax(1) == tiny[0].labels[others]
     assert table.validation_accuracy[1] == pytest.approx(100 * right.float().mean().item())
 
@@ -322,6 +328,8 @@ def test_each_training_has_its_own_first_weights_and_seed(tiny: Pair, tmp_path: 
     assert len(trainings) == 4
     for a, b in combinations(trainings, 2):
         assert a.seed != b.seed and not torch.equal(a.weights[0], b.weights[0])
+    for training, seed in zip(trainings, (0, 0, 1, 0), strict=True):  # in the order of the list; the split is the seed's
+        assert torch.equal(training.chosen[:20], split(tiny[0], 20, seed).labeled)
 
 
 def test_scores_are_those_of_the_model_alone(tiny: Pair, tmp_path: Path) -> None:
@@ -347,6 +355,11 @@ def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
         alone = go(wanted, tiny, tmp_path / "one")
+        torch.set_num_threads(2)
+        key = alone.key[0]
+        shutil.rmtree(tmp_path / "two" / key)  # a run that a killed call had not finished
+        go(wanted, tiny, tmp_path / "two", workers=2)
+        assert Store(tmp_path / "two").record(key)["made_with"]["threads"] == 1, "as many as when all were to be trained"
     finally:
         torch.set_num_threads(threads)
     times = ["seconds", "images_per_second"]
@@ -765,3 +778,37 @@ def test_more_labels_than_images_and_no_pseudo_label(tiny: Pair, tmp_path: Path)
         go([replace(STUDENT, labels=60, teacher=replace(TEACHER, labels=60))], tiny, tmp_path)
     with pytest.raises(ValueError, match="no pseudo-label reaches"):
         go([replace(STUDENT, threshold=1.0, teacher=replace(TEACHER, recipe=FAST.replace(lr=1e-9)))], tiny, tmp_path)
+
+
+def test_many_unlabelled_images_have_their_labels_in_order(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
+    """More than are predicted at once."""
+    train = Images(tiny[0].images.repeat(100, 1, 1, 1), tiny[0].labels.repeat(100), tiny[0].classes, "tiny")
+    teacher = replace(TEACHER, recipe=FAST.replace(epochs=10, lr=0.02))
+    go([replace(STUDENT, teacher=teacher, recipe=FAST.replace(epochs=1, batch_size=500))], (train, tiny[1]), tmp_path)
+    few = slice(20, None, 50)
+    expected = predict(trainings[0].model, train.images[trainings[1].chosen[few]], device="cpu")
+    assert torch.allclose(trainings[1].targets[few], expected, atol=1e-5)
+
+
+def test_pseudo_labels_of_images_without_a_label_are_neither_right_nor_wrong(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
+    labels = tiny[0].labels.clone()
+    labels[40:] = -1
+    train = Images(tiny[0].images, labels, tiny[0].classes, "tiny")
+    row = go([STUDENT], (train, tiny[1]), tmp_path / "some").iloc[0]
+    truth, given = labels[trainings[1].chosen[20:]], trainings[1].targets[20:].argmax(1)
+    assert (truth < 0).sum() == 20 and row.pseudo_accuracy == pytest.approx(100 * accuracy_score(truth[truth >= 0], given[truth >= 0]))
+    labels[split(train, 20, 0).unlabeled] = -1
+    assert math.isnan(go([STUDENT], (replace(train, labels=labels), tiny[1]), tmp_path / "none").pseudo_accuracy[0])
+
+
+def test_checkpoints_are_ten_seconds_and_an_epoch_apart_at_most(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    clock = itertools.count(0, 4)  # an epoch, and a save, take four seconds
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(Store, "save_checkpoint", lambda *arguments: saved.append(len(arguments[3])))
+    go([replace(TEACHER, recipe=FAST.replace(epochs=9))], tiny, tmp_path)
+    assert saved == [3, 6]
+
+
+def test_an_ensemble_begins_with_the_teacher_that_was_named() -> None:
+    assert [t.member for t in replace(STUDENT, teacher=replace(TEACHER, member=4), ensemble=2).teachers] == [4, 5]

@@ -105,6 +105,8 @@ def test_part_gains_are_paired_by_seed() -> None:
     assert found.difference["n=0, dropout=0.0"] == -3 and found.interval["n=0, dropout=0.0"] == pytest.approx(12.706, abs=0.01)
     assert found.difference["pseudo=hard"] == 0 and found.accuracy["pseudo=hard"] == 77.5 and (found.seeds == 2).all()
     assert part_gains(table[table.pseudo == "none"]).empty
+    more = part_gains(pd.concat([table, pd.DataFrame([row(2, 60), row(2, 69, n=0, dropout=0.0)])])).set_index("changed")
+    assert more.difference["n=0, dropout=0.0"] == 1, "the mean of -2, -4 and 9"
 
 
 def test_summary_does_not_mix_options() -> None:
@@ -116,5 +118,8 @@ def test_summary_does_not_mix_options() -> None:
     found = summary(table)
     assert found.accuracy.tolist() == [70, 71, 72] and found.threshold.tolist() == [0, 0, 0.8] and "repeat_labels" not in found
     assert "kept" not in found
+    held = summary(table.assign(validation_accuracy=table.accuracy - 9, accuracy=math.nan))  # a grid
+    assert held.validation_accuracy.tolist() == [61, 62, 63] and "accuracy" not in held
+    assert summary(pd.concat([table, table.assign(member=1)])).seeds.tolist() == [1, 1, 1], "two trainings of one seed"
     shown = summary(table.assign(kept=[math.nan, 1, 0.25]))  # images without labels: how much was kept is known, how right it is not
     assert shown.kept.tolist()[1:] == [1, 0.25] and "pseudo_accuracy" not in shown

@@ -190,6 +190,9 @@ def test_flip_averages_the_probabilities_of_image_and_mirror(tiny: Pair) -> None
     image, mirror = (predict(model, x, device="cpu") for x in (images, images.flip(3)))
     assert torch.allclose(predict(model, images, flip=True, device="cpu"), (image + mirror) / 2, atol=1e-6)
     assert (image - mirror).abs().max() > 0.01
+    model[-1].bias.data[0] -= (image[:, 0] / image[:, 1]).log().median()  # type: ignore[index, union-attr]
+    alone, both = (predict(model, images, flip=flip, device="cpu").argmax(1) for flip in (False, True))
+    assert not torch.equal(alone, both) and evaluate(model, images, both, flip=True, device="cpu") == 100
 
 
 def test_predictions_do_not_depend_on_batch_size_or_order(tiny: Pair) -> None:
@@ -341,3 +344,22 @@ def test_replayed_graph_is_the_plain_step(tiny: Pair, momentum: float, monkeypat
     assert losses[:2] == pytest.approx(plain_losses[:2], abs=1e-3)
     assert (moved - plain_moved).norm() < 0.2 * plain_moved.norm()
     assert averages == pytest.approx(plain_averages, rel=0.2, abs=0.02)  # num_batches_tracked among them: recording leaves no trace
+
+
+def test_every_image_keeps_its_target_in_every_chunk_and_the_order_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "chunk_size", lambda images: 20)
+    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(60, 3, 16, 16).contiguous()
+    chosen, orders = torch.arange(60).flip(0), []
+    for seed in (1, 2):
+        drawn = list(batches(images, chosen, chosen, SILENT.replace(batch_size=8), torch.Generator().manual_seed(seed)))
+        assert len(drawn) == 7 and all(torch.equal(x[:, 0, 0, 0].long(), y) for x, y in drawn)
+        orders.append(torch.cat([y for _, y in drawn]))
+        assert len(orders[-1].unique()) == 56 and not torch.equal(orders[-1].sort().values, torch.arange(4, 60))
+    assert not torch.equal(*orders)
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
+def test_auto_is_bf16_on_a_cpu_that_computes_in_it(avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert uses_bf16("auto", torch.device("cpu")) == (avx512 or amx)
