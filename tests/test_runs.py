@@ -390,6 +390,7 @@ def test_default_workers(device: str, threads: int, workers: int, monkeypatch: p
     assert default_workers(torch.device(device)) == workers
 
 
+@pytest.mark.skipif(not hasattr(psutil.Process, "memory_maps"), reason="macOS does not list what a process maps")
 def test_caller_and_helpers_map_one_copy_of_the_images() -> None:
     images = torch.randint(0, 256, (1000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before = images.clone()
