@@ -102,6 +102,12 @@ def check_name(what: str, name: object, valid: Iterable[object]) -> None:
         raise ValueError(f"unknown {what} {str(name)!r}; {hint}")
 
 
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless the seed is one of those that differ."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed={seed} is not a whole number from 0 to {MAX_SEED:,}.")
+
+
 def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_unreadable: bool = False,
          test_fraction: float = 0.2) -> tuple[Images, Images]:
     """Training and test images of a named data set, a folder or an archive.
@@ -275,8 +281,7 @@ def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
     contained in its 6,000. Images without a label are always unlabelled. seed: 0 to 2**32 - 1. Raises ValueError where it cannot be
     done.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed={seed} is not a whole number from 0 to {MAX_SEED:,}.")
+    check_seed(seed)
     order = torch.cat([_stratified_order(train.labels, seed), (train.labels < 0).nonzero().flatten()])
     return Split(order, order[:0], seed, train.fingerprint).resize(train, labeled)
 

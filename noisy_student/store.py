@@ -99,7 +99,7 @@ class Store:
         """The files of an entry, checked each time: hours may lie between a teacher's training and its student's."""
         entry = self.folder / key
         if not entry.exists():
-            raise DamagedError(f"{entry} is not there: take a key from run_all's table (a Run's own does not know the images yet).")
+            raise DamagedError(f"{entry} is not there: run it, or take its key from run_all's table (a Run's own lacks the images).")
         try:
             contents = {name: (entry / name).read_bytes() for name in FILES}
             sums = json.loads((entry / "SHA256SUMS").read_bytes())

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .augment import RandAugment, check_images, chunk_size, flip_crop
-from .data import MAX_SEED, check_name
+from .data import check_name, check_seed
 from .step import make_step, sgd, uses_bf16
 
 SCHEDULES = ("onecycle", "constant")
@@ -181,12 +181,11 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
     these. ``seed``, 0 to 2**32 - 1, decides order and noise; torch's random state, on the CPU and on a CUDA device, is left as it
     was. After each epoch ``checkpoint`` is called with a function that copies the state of that moment, and with the history: all
     that ``resume`` needs to go on from there to the same weights (on a CPU to the bit).
-    Raises ValueError unless there is one target for each image, and for an ``ema`` too slow for so few steps, FloatingPointError when
-    the loss is no longer finite.
+    Raises ValueError for another seed, for an ``ema`` too slow for so few steps, and unless there is one target for each image;
+    FloatingPointError when the loss is no longer finite.
     """
     check_images(images)
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed={seed} is not a whole number from 0 to {MAX_SEED:,}.")
+    check_seed(seed)
     device, mode = pick_device(device), model.training
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, recipe)

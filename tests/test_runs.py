@@ -535,7 +535,7 @@ def test_checkpoint_of_another_type_or_shape_is_not_used(tmp_path: Path, change:
 def test_key_of_a_run_that_does_not_know_its_images_is_explained(tiny: Pair, tmp_path: Path) -> None:
     key = go([TEACHER], tiny, tmp_path).key[0]
     assert key != TEACHER.key and Store(tmp_path).model(key)
-    with pytest.raises(OSError, match=rf"{TEACHER.key} is not there: take a key from run_all's table \(a Run's own does not know"):
+    with pytest.raises(OSError, match=rf"{TEACHER.key} is not there: run it, or take its key from run_all's table \(a Run's own lacks"):
         Store(tmp_path).model(TEACHER.key)
     with pytest.raises(ValueError, match="history of no runs"):
         Store(tmp_path).history()
