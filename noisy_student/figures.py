@@ -188,7 +188,7 @@ def result2(table: pd.DataFrame) -> Figure:
 
 
 def grid(table: pd.DataFrame) -> Figure:
-    """Validation accuracy by RandAugment's n and m, a heatmap a model; the best cell is framed."""
+    """Validation accuracy by RandAugment's n and m, a heatmap a model; the best cell is framed, or all that are as good."""
     rows = _rows(table, "grid")
     models = list(rows.model.unique())
     figure, axes = _panels(len(models), f"RandAugment(n, m): accuracy on held-out labels, %\n{_subtitle(rows, interval=False)}", 5.5, 4.6)
@@ -200,9 +200,8 @@ def grid(table: pd.DataFrame) -> Figure:
         for (y, x), value in np.ndenumerate(values):
             if value == value:
                 axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
-        y, x = np.unravel_index(np.nanargmax(values), values.shape)
-        frame = Rectangle((float(x) - 0.5, float(y) - 0.5), 1, 1, fill=False, ec=RED, lw=3, clip_on=False, zorder=3)  # above the axes
-        axis.add_patch(frame)
+        for y, x in np.argwhere(values == np.nanmax(values)):
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=RED, lw=3, clip_on=False, zorder=3))  # above the axes
         axis.set(title=model, xlabel="m, bound of the magnitudes", ylabel="n, ops an image", xticks=range(len(cells.columns)),
                  xticklabels=[f"{m:g}" for m in cells.columns], yticks=range(len(cells)), yticklabels=cells.index)
     return figure

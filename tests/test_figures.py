@@ -227,6 +227,8 @@ def test_grid_shows_every_cell_and_frames_the_best() -> None:
     assert [[t.get_text() for t in labels] for labels in (axis.get_xticklabels(), axis.get_yticklabels())] == [["2", "10"], ["1", "5"]]
     (frame,) = figure.axes[0].patches
     assert (frame.get_x(), frame.get_y()) == (-0.5, 0.5)  # m = 2, n = 5
+    tied = figures.grid(made_table().assign(validation_accuracy=60.0)).axes[0].patches
+    assert {(p.get_x(), p.get_y()) for p in tied} == {(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)}
 
 
 def test_student_ablation_shows_differences() -> None:
