@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from PIL import Image
 from noisy_student import Images, Store, load, split
 from noisy_student.__main__ import changes, main, parser
 from noisy_student.data import data_key
-from noisy_student.experiments import EXPERIMENTS, FOUR, override, profile
+from noisy_student.experiments import EXPERIMENTS, FOUR, override, profile, run_experiment
 
 TINY = ["--seeds", "0", "--device", "cpu", "--workers", "1", "--set", "recipe.epochs=1", "--set", "recipe.n=1",
         "--set", "chain=Convnet5,Convnet6", "--set", "generations=1", "--set", "grid_ns=[1]", "--set", "grid_ms=2,5",
@@ -58,7 +59,10 @@ def test_each_experiment_alone(name: str, tmp_path: Path) -> None:
 def test_one_experiment_on_a_folder(folder: Path, tmp_path: Path) -> None:
     command = [*TINY, *places(tmp_path), "--data", str(folder), "--experiments", "baselines", "--labels", "6", "--size", "16"]
     (folder / "train" / "cat" / "bad.png").write_bytes(b"no picture")
-    assert main([*command, "--set", "recipe.batch_size=4", "--set", "label_counts=[6]", "--skip-unreadable"]) == 0
+    assert main([*command, "--set", "recipe.batch_size=4", "--set", "label_counts=[6]", "--skip-unreadable",
+                 "--figures", str(tmp_path / "figures")]) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"runs.csv", "history.csv"}
+    assert (tmp_path / "figures" / "ablation.png").exists()
     table = pd.read_csv(tmp_path / "out" / "runs.csv")
     (folder / "train" / "cat" / "bad.png").unlink()
     assert set(table.title) == {"photos"} and set(table["data"]) == {data_key(*load(folder, tmp_path / "data", size=16))}
@@ -117,7 +121,8 @@ def test_a_folder_with_an_odd_name(name: str, folder: Path, tmp_path: Path, monk
     (tmp_path / name / "test" / "cat").rename(tmp_path / name / "test" / "$1_$5")
     monkeypatch.chdir(tmp_path)
     small = [word for change in ("chain=Convnet5,Convnet6", "recipe.epochs=1", "recipe.n=1", "ensemble=1") for word in ("--set", change)]
-    assert main(["--data", name, "--experiments", "students", "--seeds", "0", "--device", "cpu", *small]) == 0
+    assert main(["--data", name, "--experiments", "students", "--seeds", "0", "--device", "cpu", "--root", "decoded", *small]) == 0
+    assert list(Path("decoded/cache").iterdir()) and not Path("data").exists()
     assert main(["--replot", "out", "--out", "again"]) == 0
     drawn = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert {"curves.png", "generations.png", "confusion.png", "mistakes.png"} <= drawn
@@ -137,6 +142,24 @@ def test_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[s
     command = [*TINY, *places(tmp_path), "--experiments", "students", "--set", "recipe.lr=1e6", "--set", "recipe.schedule=constant"]
     assert main([*command, "--set", "recipe.epochs=30"]) == 1
     assert "lower recipe.lr" in capsys.readouterr().err
+
+
+def test_stopped_by_the_keyboard(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C amid two experiments: 130, as a shell gives (128 + SIGINT); what is finished is kept. Without --workers: one a thread."""
+    asked = []
+
+    def stop_at_the_second(name: str, *arguments: Any, workers: int, **more: Any) -> pd.DataFrame:
+        asked.append(workers)
+        if name == "students":
+            raise KeyboardInterrupt
+        return run_experiment(name, *arguments, workers=1, **more)
+
+    monkeypatch.setattr("noisy_student.__main__.run_experiment", stop_at_the_second)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    command = [word for word in TINY if word not in ("--workers", "1")]
+    assert main([*command, *places(tmp_path), "--experiments", "baselines,students"]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "stopped; the same command goes on from here."
+    assert asked == [3, 3] and set(pd.read_csv(tmp_path / "out" / "runs.csv").experiment) == {"baselines"}
 
 
 def test_set_labels_changes_the_number_alone_and_labels_fits_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
