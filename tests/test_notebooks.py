@@ -1,10 +1,14 @@
+import ast
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from PIL import Image
+
+from noisy_student import Split, Store, load
 
 ROOT = Path(__file__).parent.parent
 TINY = {"SEEDS": [0], "CHAIN": ["Convnet5", "Convnet6"], "GENERATIONS": 1, "GRID_NS": [1], "GRID_MS": [2, 5], "LABEL_COUNTS": [100, 200],
@@ -34,6 +38,9 @@ def test_both_notebooks(tmp_path: Path) -> None:
     first = execute("run.ipynb", tmp_path, **TINY, LABELS=100, SPLIT=split)
     assert pictures(first) == 9
     assert len(list((tmp_path / "out").glob("*.png"))) == 9 and (tmp_path / "out" / "runs.csv").exists()
+    of_split = pd.read_csv(tmp_path / "out" / "runs.csv").query("labels == 100").key  # label_counts has others too
+    drawn_key = Split.load(tmp_path / split, load("digits")[0]).key
+    assert {Store(tmp_path / "runs").record(key)["run"]["split"] for key in of_split} == {drawn_key}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file() and ".locks" not in path.parts}
 
     execute("run.ipynb", tmp_path, **TINY, LABELS=100, SPLIT=split)
@@ -64,3 +71,14 @@ def test_first_code_cell_holds_the_parameters_with_a_comment_each(name: str) -> 
     assignments = [line for line in first.source.splitlines() if " = " in line.partition("#")[0]]
     assert len(assignments) >= 6 and all("#" in line for line in assignments)
     assert all(len(cell.source.splitlines()) <= 20 for cell in notebook.cells if cell is not first)
+
+
+@pytest.mark.parametrize("name", ["data_split.ipynb", "run.ipynb"])
+def test_every_parameter_is_used_and_under_its_own_name(name: str) -> None:
+    first, *others = [cell.source for cell in nbformat.read(ROOT / name, 4).cells if cell.cell_type == "code"]
+    rest = list(ast.walk(ast.parse("\n".join(others).replace("%matplotlib", "#"))))
+    parameters = {node.id for node in ast.walk(ast.parse(first)) if isinstance(node, ast.Name)}
+    assert parameters <= {node.id for node in rest if isinstance(node, ast.Name)}
+    for given in (node for node in rest if isinstance(node, ast.Dict)):  # what override is given
+        for key, value in zip(given.keys, given.values, strict=True):
+            assert not (isinstance(key, ast.Constant) and isinstance(value, ast.Name)) or value.id == key.value.upper()
