@@ -145,7 +145,7 @@ def test_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_stopped_by_the_keyboard(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C amid two experiments: 130, as a shell gives (128 + SIGINT); what is finished is kept. Without --workers: one a thread."""
+    """Ctrl-C amid two experiments: 130, as a shell gives (128 + SIGINT); what is finished is kept. Without --workers it is the default."""
     asked = []
 
     def stop_at_the_second(name: str, *arguments: Any, workers: int, **more: Any) -> pd.DataFrame:
@@ -155,7 +155,7 @@ def test_stopped_by_the_keyboard(tmp_path: Path, capsys: pytest.CaptureFixture[s
         return run_experiment(name, *arguments, workers=1, **more)
 
     monkeypatch.setattr("noisy_student.__main__.run_experiment", stop_at_the_second)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr("noisy_student.__main__.default_workers", lambda device: 3)
     command = [word for word in TINY if word not in ("--workers", "1")]
     assert main([*command, *places(tmp_path), "--experiments", "baselines,students"]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "stopped; the same command goes on from here."
