@@ -6,7 +6,7 @@
 PYTHON  ?= python3
 DATA    ?= digits
 PROFILE ?= quick
-NAME    := $(notdir $(basename $(basename $(patsubst %/,%,$(DATA)))))
+NAME    := $(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//')
 OUT     ?= out/$(NAME)-$(PROFILE)
 BIN     := .venv/bin
 

@@ -12,6 +12,7 @@ from PIL import Image
 from noisy_student import Images, Run
 from noisy_student.__main__ import changes, main, parser
 from noisy_student.experiments import experiment_runs, override, profile
+from noisy_student.folders import ARCHIVES
 from noisy_student.statistics import worth, worth_text
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,15 @@ def test_every_test_named_in_reliability_exists() -> None:
 PAGES = {"README.md": "README.ko.md", "docs/results.md": "docs/results.ko.md"}
 COMMANDS = [(command, korean) for page, korean in PAGES.items()
             for command in re.findall(r"^    (make results (?:[^\\\n]|\\\n)*)", (ROOT / page).read_text(), re.M)]
+
+
+@pytest.mark.parametrize("data,name", [
+    ("digits", "digits"), ("photos.2024/", "photos.2024"), ("a b/my photos", "my photos"), *(
+        (f"v1.2/photos{suffix}", "photos") for suffix in ARCHIVES)])
+def test_make_names_results_after_the_data(data: str, name: str) -> None:
+    command = ["make", "--no-print-directory", "--dry-run", "--assume-old", ".venv/installed", "results", f"DATA={data}"]
+    words = shlex.split(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
+    assert [words[words.index(option) + 1] for option in ("--data", "--out", "--figures")] == [data, f"results/{name}", f"assets/{name}"]
 
 
 @pytest.mark.parametrize(("command", "korean"), COMMANDS)
