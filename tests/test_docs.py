@@ -127,11 +127,21 @@ def test_the_recipes_on_the_page_are_those_of_the_profiles() -> None:
         assert everywhere.items() <= (vars(settings) | values).items()
 
 
-def code_of(section: str, following: str) -> str:
-    """The indented lines of a section of the README."""
-    text = (ROOT / "README.md").read_text()
+def code_of(section: str, following: str, page: str = "README.md") -> str:
+    """The indented lines of a section of a page."""
+    text = (ROOT / page).read_text()
     lines = text[text.index(f"## {section}") : text.index(f"## {following}")].splitlines()
     return "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
+
+
+def test_the_run_to_repeat_is_one_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pd.read_csv(ROOT / "results" / "cifar10-jpeg" / "search.csv")
+    asked: list[Run] = []
+    monkeypatch.setattr("noisy_student.load", lambda *_: (CIFAR10, CIFAR10))
+    monkeypatch.setattr("noisy_student.run_all", lambda runs, *_: asked.extend(runs) or rows)
+    exec(code_of("How to read this page", "Short training", "docs/recipe.md"), {})
+    scores = [rows[rows.key == run.bind(rows.data[0], "").key].validation_accuracy.tolist() for run in asked]
+    assert scores == [[72.7, 71.1]]  # as the page says
 
 
 def test_the_python_in_the_readme_trains_a_teacher_and_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
