@@ -6,7 +6,7 @@
 PYTHON  ?= python3
 DATA    ?= digits
 PROFILE ?= quick
-NAME    := $(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//')
+NAME    := $(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//I')
 OUT     ?= out/$(NAME)-$(PROFILE)
 BIN     := .venv/bin
 
