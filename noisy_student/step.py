@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,28 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recip
     return step
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next one, for the whole process (glibc's mallopt; elsewhere nothing).
+
+    By default large blocks go back to the system, which hands them out again page by page, zeroed. Without that Resnet9 trains
+    1.2 times as fast in batches of 128, and 1.4 times in batches of 512, to the same bits, with 1 and 9% more memory at the
+    peak (PyTorch included; one of two cores, 5,000 images); batches of 64 gain nothing.
+    """
+    mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1  # malloc.h
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, most)
+
+
 def make_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Step:
     """The fastest step for the model's device: on CUDA a replayed graph, elsewhere :func:`plain_step` itself.
 
     To be called with batches of one size; what it returns is overwritten by the next call.
     """
-    step = plain_step(model, optimizer, recipe)
-    return _replayed(step, model, optimizer) if next(model.parameters()).device.type == "cuda" else step
+    step, kind = plain_step(model, optimizer, recipe), next(model.parameters()).device.type
+    if kind == "cpu":
+        keep_freed_memory()
+    return _replayed(step, model, optimizer) if kind == "cuda" else step
 
 
 def _replayed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
