@@ -59,8 +59,8 @@ def keep_freed_memory() -> None:
     """Have the C library keep what a step frees for the next one, for the whole process (glibc's mallopt; elsewhere nothing).
 
     By default large blocks go back to the system, which hands them out again page by page, zeroed. Without that Resnet9 trains
-    1.2 times as fast in batches of 128, and 1.4 times in batches of 512, to the same bits, with 1 and 9% more memory at the
-    peak (PyTorch included; one of two cores, 5,000 images); batches of 64 gain nothing.
+    1.2 times as fast in batches of 128 and 1.3 times in batches of 512 (one thread), to the same bits, with 5% more memory at
+    most; batches of 64 gain next to nothing (docs/speed.md).
     """
     mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1  # malloc.h
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
