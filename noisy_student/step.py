@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -62,10 +63,10 @@ def keep_freed_memory() -> None:
     1.2 times as fast in batches of 128 and 1.3 times in batches of 512 (one thread), to the same bits, with 5% more memory at
     most; batches of 64 gain next to nothing (docs/speed.md).
     """
-    mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1  # malloc.h
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, most)
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
 
 
 def make_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Step:
