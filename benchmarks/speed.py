@@ -148,7 +148,10 @@ def tree_memory_mb(process: psutil.Process) -> float:
 
 
 def peak_memory_mb(reset: bool = False) -> float:
-    """Peak resident memory of this process since the last reset, and what its workers hold now (Linux; elsewhere NaN)."""
+    """Peak resident memory of this process since the last reset, and what its workers hold now (Linux; elsewhere NaN).
+
+    On a CPU that includes all that the process has held since its first training, which keeps freed memory.
+    """
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")

@@ -57,15 +57,15 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recip
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what a step frees for the next one, for the whole process (glibc's mallopt; elsewhere nothing).
+    """Have the C library keep what a step frees for the next one, in the whole process (glibc; elsewhere nothing is done).
 
     By default large blocks go back to the system, which hands them out again page by page, zeroed. Without that Resnet9 trains
-    1.2 times as fast in batches of 128 and 1.3 times in batches of 512 (one thread), to the same bits, with 5% more memory at
-    most; batches of 64 gain next to nothing (docs/speed.md).
+    1.2 times as fast in batches of 128 and 1.3 times in batches of 512, to the same bits, with up to 9% more memory at the peak
+    (docs/speed.md). What other threads than the main one free, glibc keeps only in part.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)  # never
         mallopt(mmap_max, 0)
 
 

