@@ -187,6 +187,7 @@ def test_every_worth_with_an_interval_is_that_of_the_rows(page: str) -> None:
     made += [pd.concat([last, curve]) for curve in (between, between[between.labels.isin([5000, 10000])])]
     wanted = {tuple(re.findall(r"[\d,]+", worth_text(row.worth, row.low, row.high, table[table.experiment == "label_counts"])))
               for table in made for row in worth(table).itertuples()}
-    said = set(re.findall(r"([\d,]+)(?: labels)?(?: alone)?(?: give)? \(([\d,]+) to (?:more than )?(\d[\d,]*\d)", (ROOT / page).read_text()))
-    said |= set(re.findall(r"([\d,]{4,})(?:개|장)?(?:\*\*)? ?\(([\d,]+)~(\d[\d,]*\d)", (ROOT / page).read_text()))
+    text = (ROOT / page).read_text()
+    said = set(re.findall(r"([\d,]+)(?: labels)?(?: alone)?(?: give)? \(([\d,]+) to (?:more than )?(\d[\d,]*\d)", text))
+    said |= set(re.findall(r"([\d,]{4,})(?:개|장)?(?:\*\*)? ?\(([\d,]+)~(\d[\d,]*\d)", text))
     assert said and said <= wanted, said - wanted
