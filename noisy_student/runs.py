@@ -189,7 +189,7 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
     counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(classes, classes)
     result |= {"accuracy": None if held else accuracy, "validation_accuracy": accuracy if held else None,
                "confusion": counts.tolist(), "seconds": earlier + time.perf_counter() - start, "images_per_second": speed,
-               "device": device_title(device), "title": train_set.title}
+               "device": device_title(device), "title": train_set.title, "image_size": [*train_set.images.shape[2:]]}
     made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     record = {"key": run.key, "run": asdict(run), "result": result, "made_with": made_with}
     store.commit(run, record, history, {k: v.cpu().contiguous() for k, v in model.state_dict().items()})

@@ -85,7 +85,7 @@ class Store:
         return pd.concat(tables, names=["key", None]).reset_index("key")
 
     def model(self, key: str) -> nn.Module:
-        """The trained model of a finished run, in evaluation mode."""
+        """The trained model of a finished run, in evaluation mode; ``predict`` refuses it images of another size than it learnt from."""
         contents = self._contents(key)
         record = json.loads(contents["run.json"])
         with torch.random.fork_rng(devices=[]):  # a caller's random numbers do not depend on what was in the store
@@ -93,6 +93,7 @@ class Store:
             model = build(record["run"]["model"], len(record["result"]["confusion"]), dropout=recipe["dropout"],
                           stochastic_depth=recipe["stochastic_depth"])
         model.load_state_dict(safetensors.torch.load(contents["model.safetensors"]))
+        model.image_size = record["result"].get("image_size")  # None where an earlier version trained it
         return model.eval()
 
     def _contents(self, key: str) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
+from noisy_student.models import build
 from noisy_student.runs import prepare, pseudo_labels
 from noisy_student.training import normalise
 from noisy_student.workers import default_workers, helpers
@@ -343,6 +344,16 @@ def test_scores_are_those_of_the_model_alone(tiny: Pair, tmp_path: Path) -> None
     expected = confusion_matrix(test.labels, guess)
     assert Store(tmp_path).record(row.key)["result"]["confusion"] == expected.tolist() != expected.T.tolist()
     assert row.accuracy == pytest.approx(100 * accuracy_score(test.labels, guess))
+
+
+def test_a_stores_model_refuses_images_of_another_size(tiny: Pair, tmp_path: Path) -> None:
+    """Pooling would let it label them, badly and without a word; a model that one has built oneself takes any."""
+    model = Store(tmp_path).model(go([TEACHER], tiny, tmp_path).key[0])
+    wrong = torch.zeros(2, 3, 32, 24, dtype=torch.uint8)
+    assert predict(model, tiny[1].images, device="cpu").shape == (len(tiny[1].images), 2)
+    with pytest.raises(ValueError, match="images of 32 x 24 for a model that learnt from images of 16 x 16: load them with size=16"):
+        predict(model, wrong, device="cpu")
+    assert predict(build("Convnet5", 2), wrong, device="cpu").shape == (2, 2)
 
 
 def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
