@@ -347,11 +347,11 @@ def test_scores_are_those_of_the_model_alone(tiny: Pair, tmp_path: Path) -> None
 
 
 def test_a_stores_model_refuses_images_of_another_size(tiny: Pair, tmp_path: Path) -> None:
-    """Pooling would let it label them, badly and without a word; a model that one has built oneself takes any."""
+    """Pooling would let it label them without a word; a model that one has built oneself takes any."""
     model = Store(tmp_path).model(go([TEACHER], tiny, tmp_path).key[0])
     wrong = torch.zeros(2, 3, 32, 24, dtype=torch.uint8)
     assert predict(model, tiny[1].images, device="cpu").shape == (len(tiny[1].images), 2)
-    with pytest.raises(ValueError, match="images of 32 x 24 for a model that learnt from images of 16 x 16: load them with size=16"):
+    with pytest.raises(ValueError, match="images of 32 x 24 for a model that learnt from images of 16 x 16: give it such"):
         predict(model, wrong, device="cpu")
     assert predict(build("Convnet5", 2), wrong, device="cpu").shape == (2, 2)
 
