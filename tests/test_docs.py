@@ -169,6 +169,20 @@ def test_the_readme_labels_a_users_pictures(folder: Path, monkeypatch: pytest.Mo
     assert all(50 <= int(line[2].removesuffix("%")) <= 100 for line in printed)
 
 
+@pytest.mark.parametrize("page", ["docs/results.md", "docs/results.ko.md"])
+def test_the_road_on_the_page_is_that_of_the_rows(page: str) -> None:
+    """Mean accuracy of each step and, with several seeds, its difference from the step before with the 95% interval, paired by seed."""
+    columns = []
+    for name in ("quick", "long", "full"):
+        for _, rows in pd.read_csv(ROOT / "results" / f"cifar10-jpeg-{name}-road" / "runs.csv").groupby("model"):
+            steps = pd.DataFrame([seed.accuracy.tolist() for _, seed in rows.groupby("seed")])
+            worths, seeds = steps.diff(axis=1), len(steps)
+            columns.append([f"{steps[i].mean() + 1e-9:.1f}" if i == 0 or seeds == 1 else f"{steps[i].mean() + 1e-9:.1f}: "
+                            f"{worths[i].mean() + 1e-9:+.1f} ± {T_QUANTILES[seeds] * worths[i].std() / seeds**0.5:.1f}" for i in steps])
+    table = (ROOT / page).read_text().partition("| | Convnet5, 25")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [line.split(" | ")[1:] for line in table] == [[*cells[:-1], f"{cells[-1]} |"] for cells in zip(*columns, strict=True)]
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.ko.md", "docs/results.md", "docs/results.ko.md"])
 def test_every_worth_with_an_interval_is_that_of_the_rows(page: str) -> None:
     """Of each table's own last students, of the stronger teachers' on the two curves of docs/results.md, and of `full`'s on two points."""
