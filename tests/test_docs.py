@@ -183,6 +183,26 @@ def test_the_road_on_the_page_is_that_of_the_rows(page: str) -> None:
     assert [line.split(" | ")[1:] for line in table] == [[*cells[:-1], f"{cells[-1]} |"] for cells in zip(*columns, strict=True)]
 
 
+@pytest.mark.parametrize("page", ["docs/results.md", "docs/results.ko.md"])
+def test_the_parts_of_a_student_on_the_page_are_those_of_the_rows(page: str) -> None:
+    """Of each variant: mean accuracy; its difference from the unchanged student, mean with 95% interval and seed by seed; its labels."""
+    rows = pd.read_csv(ROOT / "results" / "cifar10-jpeg-quick-parts" / "runs.csv")
+    _, unchanged, *variants = (one.reset_index() for _, one in rows.groupby(rows.groupby("seed").cumcount()))  # the first: labels alone
+
+    def points(x: float) -> str:
+        return f"{x + 1e-9:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+
+    expected = []
+    for one in (unchanged, *variants):
+        difference, seeds = one.accuracy - unchanged.accuracy, len(one)
+        expected.append([f"{one.accuracy.mean() + 1e-9:.1f}", "", ""] if one is unchanged else [
+            f"{one.accuracy.mean() + 1e-9:.1f}", f"{points(difference.mean())} ± {T_QUANTILES[seeds] * difference.std() / seeds**0.5:.1f}",
+            ", ".join(map(points, difference))])
+        expected[-1].append(f"{100 * one.kept.mean():.0f}%, {one.pseudo_accuracy.mean():.1f}%")
+    table = (ROOT / page).read_text().partition("cifar10-jpeg-quick-parts ARGS")[2].partition("\n|")[2].partition("\n\n")[0]
+    assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]] == expected
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.ko.md", "docs/results.md", "docs/results.ko.md"])
 def test_every_worth_with_an_interval_is_that_of_the_rows(page: str) -> None:
     """Of each table's own last students, of the stronger teachers' on the two curves of docs/results.md, and of `full`'s on two points."""
