@@ -1,3 +1,4 @@
+import itertools
 import re
 import shlex
 import subprocess
@@ -169,38 +170,57 @@ def test_the_readme_labels_a_users_pictures(folder: Path, monkeypatch: pytest.Mo
     assert all(50 <= int(line[2].removesuffix("%")) <= 100 for line in printed)
 
 
+def table_after(page: str, words: str) -> tuple[str, list[list[str]]]:
+    """The heading and the cells of the first table after these words."""
+    heading, _, *lines = re.search(r"(?:^\|.*\n)+", (ROOT / page).read_text().partition(words)[2], re.M)[0].splitlines()  # type: ignore[index]
+    return heading, [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def points(x: float) -> str:
+    return f"{x + 1e-9:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+
+
+def difference(x: pd.Series) -> str:
+    """Mean with 95% interval, a value a seed."""
+    return f"{points(x.mean())} ± {T_QUANTILES[len(x)] * x.std() / len(x) ** 0.5:.1f}"
+
+
 @pytest.mark.parametrize("page", ["docs/results.md", "docs/results.ko.md"])
 def test_the_road_on_the_page_is_that_of_the_rows(page: str) -> None:
-    """Mean accuracy of each step and, with several seeds, its difference from the step before with the 95% interval, paired by seed."""
-    columns = []
+    """Mean accuracy of each step and, with several seeds, its difference from the step before, paired by seed."""
+    switches = ("fault_eval", "fault_equalize", "schedule", "flip", "n", "dropout")  # the page's order of steps
+    columns, names = [], []
     for name in ("quick", "long", "full"):
-        for _, rows in pd.read_csv(ROOT / "results" / f"cifar10-jpeg-{name}-road" / "runs.csv").groupby("model"):
-            steps = pd.DataFrame([seed.accuracy.tolist() for _, seed in rows.groupby("seed")])
-            worths, seeds = steps.diff(axis=1), len(steps)
-            columns.append([f"{steps[i].mean() + 1e-9:.1f}" if i == 0 or seeds == 1 else f"{steps[i].mean() + 1e-9:.1f}: "
-                            f"{worths[i].mean() + 1e-9:+.1f} ± {T_QUANTILES[seeds] * worths[i].std() / seeds**0.5:.1f}" for i in steps])
-    table = (ROOT / page).read_text().partition("| | Convnet5, 25")[2].partition("\n\n")[0].splitlines()[2:]
-    assert [line.split(" | ")[1:] for line in table] == [[*cells[:-1], f"{cells[-1]} |"] for cells in zip(*columns, strict=True)]
+        for model, rows in pd.read_csv(ROOT / "results" / f"cifar10-jpeg-{name}-road" / "runs.csv").groupby("model"):
+            steps = [step.set_index("seed") for _, step in rows.groupby(rows.groupby("seed").cumcount())]
+            names.append((model, f"{rows.epochs.iloc[0]:,}"))
+            columns.append([f"{steps[0].accuracy.mean() + 1e-9:.1f}"])
+            for switch, (before, after) in zip(switches, itertools.pairwise(steps), strict=True):
+                assert (before[switch] != after[switch]).all()
+                worth = f": {difference(after.accuracy - before.accuracy)}" if len(after) > 1 else ""
+                columns[-1].append(f"{after.accuracy.mean() + 1e-9:.1f}{worth}")
+    heading, cells = table_after(page, "cifar10-jpeg-full-road ARGS")
+    assert re.findall(r"(\w+net\d), ([\d,]*\d)", heading) == names
+    assert [line[1:] for line in cells] == [list(line) for line in zip(*columns, strict=True)]
 
 
 @pytest.mark.parametrize("page", ["docs/results.md", "docs/results.ko.md"])
 def test_the_parts_of_a_student_on_the_page_are_those_of_the_rows(page: str) -> None:
-    """Of each variant: mean accuracy; its difference from the unchanged student, mean with 95% interval and seed by seed; its labels."""
+    """Of each variant: what it changes, mean accuracy, the difference from the unchanged student in the mean and by seed, its labels."""
     rows = pd.read_csv(ROOT / "results" / "cifar10-jpeg-quick-parts" / "runs.csv")
-    _, unchanged, *variants = (one.reset_index() for _, one in rows.groupby(rows.groupby("seed").cumcount()))  # the first: labels alone
-
-    def points(x: float) -> str:
-        return f"{x + 1e-9:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
-
-    expected = []
-    for one in (unchanged, *variants):
-        difference, seeds = one.accuracy - unchanged.accuracy, len(one)
-        expected.append([f"{one.accuracy.mean() + 1e-9:.1f}", "", ""] if one is unchanged else [
-            f"{one.accuracy.mean() + 1e-9:.1f}", f"{points(difference.mean())} ± {T_QUANTILES[seeds] * difference.std() / seeds**0.5:.1f}",
-            ", ".join(map(points, difference))])
-        expected[-1].append(f"{100 * one.kept.mean():.0f}%, {one.pseudo_accuracy.mean():.1f}%")
-    table = (ROOT / page).read_text().partition("cifar10-jpeg-quick-parts ARGS")[2].partition("\n|")[2].partition("\n\n")[0]
-    assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]] == expected
+    variants = [variant.set_index("seed") for _, variant in rows.groupby(rows.groupby("seed").cumcount())]
+    unchanged = variants[1]  # variants[0] is labels alone
+    settings = ["pseudo", *rows.columns[rows.columns.get_loc("epochs") : rows.columns.get_loc("member")]]
+    heading, cells = table_after(page, "cifar10-jpeg-quick-parts ARGS")
+    assert ", ".join(map(str, unchanged.index)) in heading
+    for (label, *said), variant in zip(cells, variants[1:], strict=True):
+        first = variant.iloc[0]
+        changed = {name: str(first[name]) for name in settings if first[name] != unchanged.iloc[0][name]}
+        assert dict(pair.split("=") for pair in re.findall(r"\w+=[\w.]+", label)) == changed
+        points_of = variant.accuracy - unchanged.accuracy
+        worth = [difference(points_of), ", ".join(map(points, points_of))] if changed else ["", ""]
+        labels = f"{100 * variant.kept.mean() + 1e-9:.0f}%, {variant.pseudo_accuracy.mean() + 1e-9:.1f}%"
+        assert said == [f"{variant.accuracy.mean() + 1e-9:.1f}", *worth, labels]
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.ko.md", "docs/results.md", "docs/results.ko.md"])
