@@ -77,17 +77,27 @@ def test_commands_were_found() -> None:
     assert len(COMMANDS) >= 6
 
 
+def points(x: float) -> str:
+    """Halves of a tenth are rounded up, as one does by hand, and zero has no sign."""
+    return f"{x + 1e-9:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+
+
+def difference(x: pd.Series) -> str:
+    """Mean with 95% interval, a value a seed, by a table's t quantiles."""
+    assert x.notna().all()
+    return f"{points(x.mean())} ± {T_QUANTILES[len(x)] * x.std() / len(x) ** 0.5:.1f}"
+
+
 def gains_of_the_rows(rows: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Each student of several seeds as a page may say it: accuracy, gain and 95% interval, computed anew with a table's t quantiles."""
+    """Each student of several seeds as a page may say it: accuracy, gain and 95% interval."""
     plain = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"])
     students = rows[rows.experiment.isin(["students", "generations"]) & (rows.pseudo != "none")].drop_duplicates("key")
     pairs = students.merge(plain[["model", "seed", "accuracy"]], on=["model", "seed"], suffixes=("", "_alone"))
     found = []
     for _, group in pairs.groupby(["model", "pseudo", "generation"]):
         gain, accuracy = group.accuracy - group.accuracy_alone, group.accuracy.mean()
-        if (seeds := len(group)) > 1:
-            # 1e-9: half a tenth is rounded up, as one does by hand
-            said = f"{gain.mean() + 1e-9:+.1f} ± {T_QUANTILES[seeds] * gain.std() / seeds**0.5:.1f}"
+        if len(group) > 1:
+            said = difference(gain)
             found.append((f"{accuracy:.2f}: {said}", f"{accuracy:.1f}: {said}", f"| {said.removeprefix('+')} |"))
     return found
 
@@ -174,17 +184,6 @@ def table_after(page: str, words: str) -> tuple[str, list[list[str]]]:
     """The heading and the cells of the first table after these words."""
     heading, _, *lines = re.search(r"(?:^\|.*\n)+", (ROOT / page).read_text().partition(words)[2], re.M)[0].splitlines()  # type: ignore[index]
     return heading, [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-
-
-def points(x: float) -> str:
-    """Halves of a tenth are rounded up, as one does by hand, and zero has no sign."""
-    return f"{x + 1e-9:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
-
-
-def difference(x: pd.Series) -> str:
-    """Mean with 95% interval, a value a seed, by a table's t quantiles."""
-    assert x.notna().all()
-    return f"{points(x.mean())} ± {T_QUANTILES[len(x)] * x.std() / len(x) ** 0.5:.1f}"
 
 
 @pytest.mark.parametrize("page", ["docs/results.md", "docs/results.ko.md"])
