@@ -206,6 +206,23 @@ def test_the_road_on_the_page_is_that_of_the_rows(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["docs/results.md", "docs/results.ko.md"])
+def test_the_further_generations_on_the_page_are_those_of_the_rows(page: str) -> None:
+    """Of each generation: mean accuracy, its gain, from the fourth on the difference from the one before, accuracy by seed, its labels."""
+    rows = pd.read_csv(ROOT / "results" / "cifar10-jpeg-quick-generations" / "runs.csv")
+    alone = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"]).set_index(["model", "seed"]).accuracy
+    groups = rows[rows.experiment == "generations"].groupby("generation")
+    generations = {generation: group.set_index("seed") for generation, group in groups}
+    heading, cells = table_after(page, "--set generations=5 --seeds 0,1,2\"")
+    assert [int(seed) for seed in re.findall(r"\d+", heading)] == list(generations[0].index)
+    for (place, student), said in zip(list(generations.items())[1:], cells, strict=True):
+        model, accuracy = student.model.iloc[0], student.accuracy
+        step = difference(accuracy - generations[place - 1].accuracy) if place > 3 else ""
+        labels = f"{100 * student.kept.mean() + 1e-9:.0f}%, {student.pseudo_accuracy.mean() + 1e-9:.1f}%"
+        assert said == [f"{place}, {model}", f"{accuracy.mean() + 1e-9:.2f}: {difference(accuracy - alone[model])}", step,
+                        ", ".join(f"{x + 1e-9:.1f}" for x in accuracy), labels]
+
+
+@pytest.mark.parametrize("page", ["docs/results.md", "docs/results.ko.md"])
 def test_the_parts_of_a_student_on_the_page_are_those_of_the_rows(page: str) -> None:
     """Of each variant: what it changes, mean accuracy, the difference from the unchanged student in the mean and by seed, its labels."""
     rows = pd.read_csv(ROOT / "results" / "cifar10-jpeg-quick-parts" / "runs.csv")
