@@ -11,7 +11,7 @@ Nothing here loops over images or waits for the device: which op an image gets i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -200,20 +200,20 @@ def apply_op(images: Tensor, name: str, magnitude: float | Tensor) -> Tensor:
 class RandAugment:
     """For each image n ops, drawn uniformly with replacement, each with a magnitude uniform in 0..m and a random sign.
 
-    n: 0 to 14 ops. m: 0 to 10, the bound of the magnitudes. inert: names of ops that, when drawn, do nothing. Calling it
+    n: 0 to 14 ops. m: 0 to 10, the bound of the magnitudes. Calling it
     on uint8 images (N x 3 x H x W) returns new images of the same shape on the same device; with n=0 those that it was given.
     ``generator`` is a CPU generator; without one, torch's own is used.
     Source: Cubuk et al. 2020, with the uniform magnitudes that torchvision's ``RandAugment`` leaves out.
     """
 
-    def __init__(self, n: int, m: float, inert: Sequence[str] = ()) -> None:
+    inert: frozenset[str] = frozenset({"Identity"})  # ops that, when drawn, do nothing
+
+    def __init__(self, n: int, m: float) -> None:
         if not isinstance(n, int) or not 0 <= n <= 14:
             raise ValueError(f"n={n} is not a whole number of ops from 0 to 14.")
         if not 0 <= m <= 10:
             raise ValueError(f"m={m} is not a magnitude from 0 to 10.")
-        for name in inert:
-            check_name("op", name, OPS)
-        self.n, self.m, self.inert = n, m, {"Identity", *inert}
+        self.n, self.m = n, m
         self.active = torch.tensor([name not in self.inert for name in OPS])
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -27,10 +27,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from .files import write_whole
+from .randomness import check_seed
 
 NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
 TITLES = {**NAMED, "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
-MAX_SEED = 2**32 - 1  # torch's generator on the CPU takes 32 bits: larger ones would repeat the numbers of these
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,6 @@ def check_name(what: str, name: object, valid: Iterable[object]) -> None:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}."
         raise ValueError(f"unknown {what} {str(name)!r}; {hint}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless the seed is one of those that differ."""
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed={seed} is not a whole number from 0 to {MAX_SEED:,}.")
 
 
 def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_unreadable: bool = False,

@@ -10,11 +10,12 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +26,32 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .augment import check_crop, check_images
-from .data import MAX_SEED, Images, Split, check_name, check_test_set, data_key, split
+from .data import Images, Split, check_name, check_test_set, data_key, split
 from .models import MODELS, build
+from .randomness import MAX_SEED, own_random_numbers
+from .recipes import Recipe, check_fields
 from .step import uses_bf16
 from .store import Store
-from .training import History, Recipe, State, check_fields, device_title, pick_device, predict, train
+from .training import History, State, device_title, pick_device, predict, train
 from .workers import helpers
 
-PSEUDO = ("none", "soft", "hard")  # none: of a run on labels alone
-# What decides how a student learns from its teacher: fields of Run and of Settings.
-STUDENT_OPTIONS = ("threshold", "balance", "flip_average", "temperature", "ensemble", "repeat_labels")
+PSEUDO = ("soft", "hard")
+STUDENT_OPTIONS = ("pseudo", "threshold", "balance", "flip_average", "repeat_labels")  # how a student learns from its teachers
 CHECKPOINT_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One training. Equal Runs have equal keys and, on one CPU and one set of library versions, equal weights."""
 
     model: str
     labels: int  # how many labelled images
     recipe: Recipe = field(default_factory=Recipe)
-    teacher: Run | None = None  # None: trained on the labels alone
-    pseudo: str = "none"  # soft: the teacher's probabilities; hard: their argmax
+    teachers: tuple[Run, ...] = ()  # their mean prediction labels the other images; none: trained on the labels alone
+    pseudo: str = "soft"  # soft: the teachers' probabilities; hard: their argmax
     threshold: float = 0.0  # pseudo-labels below this confidence are dropped
     balance: bool = False  # as many pseudo-labelled images in each class (paper, section 2)
-    flip_average: bool = False  # the teacher's prediction is the mean over image and mirror
-    temperature: float = 1.0  # of soft pseudo-labels: below 1 sharpens them
-    ensemble: int = 1  # the pseudo-labels are the mean prediction of so many trainings of the teacher
+    flip_average: bool = False  # a teacher's prediction is the mean over image and mirror
     repeat_labels: int = 1  # how often an epoch of a student sees each labelled image
     member: int = 0  # trainings alike but for this differ in initial weights, order and noise
     seed: int = 0  # of the split, the initial weights, the order and the noise
@@ -60,55 +60,93 @@ class Run:
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
-        if not isinstance(self.recipe, Recipe) or not isinstance(self.teacher, Run | None):
-            raise ValueError(f"recipe={self.recipe!r} and teacher={self.teacher!r}: a Recipe is wanted, and a Run or None.")
-        at_least = {"labels": 2, "ensemble": 1, "repeat_labels": 1, "member": 0}
-        check_fields(self, {"threshold": (0, 1), "holdout": (0, 0.9), "temperature": (0.01, 100), "seed": (0, MAX_SEED),
-                            **{name: (least, math.inf) for name, least in at_least.items()}})
+        object.__setattr__(self, "teachers", tuple(self.teachers) if isinstance(self.teachers, list) else self.teachers)
+        if not isinstance(self.recipe, Recipe):
+            raise ValueError(f"recipe={self.recipe!r} is not a Recipe.")
+        if not isinstance(self.teachers, tuple) or not all(isinstance(teacher, Run) for teacher in self.teachers):
+            raise ValueError(f"teachers={self.teachers!r} is not a tuple of Runs: write teachers=(teacher,).")
+        check_fields(self, _RANGES)
         check_name("model", self.model, MODELS)
         check_name("pseudo-label kind", self.pseudo, PSEUDO)
-        if (self.teacher is None) != (self.pseudo == "none"):
-            raise ValueError(f"pseudo={self.pseudo!r} with{'out' if self.teacher is None else ''} a teacher: a student "
-                             "needs a teacher and 'soft' or 'hard', a supervised run neither.")
-        for f in fields(self) if self.teacher is None else ():
+        for f in fields(self) if not self.teachers else ():
             if f.name in STUDENT_OPTIONS and getattr(self, f.name) != f.default:
-                raise ValueError(f"{f.name}={getattr(self, f.name)} of a run without a teacher: it is for students.")
-        for name in ("labels", "seed", "holdout") if self.teacher is not None else ():
-            mine, its = getattr(self, name), getattr(self.teacher, name)
+                raise ValueError(f"{f.name}={getattr(self, f.name)} of a run without teachers: it is for students.")
+        for teacher, name in product(self.teachers, ("labels", "seed", "holdout")):
+            mine, its = getattr(self, name), getattr(teacher, name)
             if mine != its:
                 raise ValueError(f"{name}={mine} of a student and {name}={its} of its teacher: the teacher would have seen other labels.")
+        if len({teacher.key for teacher in self.teachers}) < len(self.teachers):
+            raise ValueError(f"two teachers of {self} are the same training: give them other members, as run.members(3) does.")
 
     @cached_property
     def key(self) -> str:
-        """A hash of all fields, the teacher's included."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+        """A hash of what differs from the defaults, the teachers' keys included: a new field leaves it as it was."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        said["recipe"] = {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe) if getattr(self.recipe, f.name) != f.default}
+        said["teachers"] = [teacher.key for teacher in self.teachers]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     @cached_property
-    def teachers(self) -> tuple[Run, ...]:
-        """The runs whose mean prediction labels the images: none, the teacher, or an ensemble of its trainings."""
-        if self.teacher is None:
-            return ()
-        return tuple(replace(self.teacher, member=self.teacher.member + i) for i in range(self.ensemble))
-
-    @property
     def generation(self) -> int:
         """0 for a run on labels alone, 1 for its student, and so on."""
-        return 0 if self.teacher is None else self.teacher.generation + 1
+        return 1 + max(teacher.generation for teacher in self.teachers) if self.teachers else 0
+
+    def members(self, count: int) -> tuple[Run, ...]:
+        """``count`` trainings of this run, itself the first, alike but for the member number: an ensemble of teachers."""
+        return tuple(replace(self, member=self.member + i) for i in range(count))
+
+    def throughout(self, **changes: Any) -> Run:
+        """This run and all its teachers with some fields changed, such as the seed."""
+        done: dict[str, Run] = {}  # generations of ensembles have thousands of paths to a teacher
+
+        def changed(run: Run) -> Run:
+            if run.key not in done:
+                done[run.key] = replace(run, teachers=tuple(map(changed, run.teachers)), **changes)
+            return done[run.key]
+
+        return changed(self)
 
     def bind(self, data: str, split_key: str) -> Run:
         """This Run, and its teachers, for these images and this saved split."""
-        if self.data not in ("", data):
-            raise ValueError(f"a run was made for the data {self.data}, not {data}: give run_all the images it was made for.")
-        if self.split not in ("", split_key):
-            raise ValueError(f"a run was made for the saved split {self.split}, not {split_key or 'one drawn from its seed'}: give run_all "
-                             "the saved_split it was made for.")
-        teacher = self.teacher.bind(data, split_key) if self.teacher else None
-        return replace(self, data=data, split=split_key, teacher=teacher)
+        for run in teachers_first([self]):
+            if run.data not in ("", data):
+                raise ValueError(f"a run was made for the data {run.data}, not {data}: give run_all the images it was made for.")
+            if run.split not in ("", split_key):
+                raise ValueError(f"a run was made for the saved split {run.split}, not {split_key or 'one drawn from its seed'}: give "
+                                 "run_all the saved_split it was made for.")
+        return self.throughout(data=data, split=split_key)
 
     def __str__(self) -> str:
-        by = f" {self.pseudo} from {self.teacher.model}" if self.teacher else ""
+        models = Counter(teacher.model for teacher in self.teachers)
+        names = " and ".join(name if count == 1 else f"{count} {name}" for name, count in models.items())
+        by = f" {self.pseudo} from {names}" if names else ""
         member = f", member {self.member}" if self.member else ""
         return f"{self.model}{by}, {self.labels:,} labels, seed {self.seed}{member}"
+
+
+_RANGES = {"labels": (2, math.inf), "threshold": (0, 1), "repeat_labels": (1, 1000), "member": (0, 1_000_000), "seed": (0, MAX_SEED),
+           "holdout": (0, 0.9)}
+
+
+def teachers_first(runs: Sequence[Run]) -> list[Run]:
+    """Every run once, its teachers before it."""
+    ordered: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        if run.key not in ordered:  # else its teachers are there too
+            for teacher in run.teachers:
+                add(teacher)
+            ordered[run.key] = run
+
+    for run in runs:
+        add(run)
+    return list(ordered.values())
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -119,11 +157,10 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 
     probabilities: the teacher's, N x classes. The filter drops images below ``run.threshold``. Balancing brings each
     class to the mean count of what is left: its most confident images, repeated where there are too few (Xie et
-    al., 2020, section 2, which repeats at random). Soft targets are p^(1/temperature), normalised.
+    al., 2020, section 2, which repeats at random).
     """
     confidence, label = probabilities.max(1)
-    soft = (probabilities.clamp(min=1e-30).log() / run.temperature).softmax(1)
-    targets = soft if run.pseudo == "soft" else nn.functional.one_hot(label, probabilities.shape[1]).float()
+    targets = probabilities if run.pseudo == "soft" else nn.functional.one_hot(label, probabilities.shape[1]).float()
     kept = (confidence >= run.threshold).nonzero().flatten()
     if run.balance and len(kept):
         groups = [kept[label[kept] == c] for c in label[kept].unique()]
@@ -133,9 +170,9 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     return kept, targets[kept]
 
 
-def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
-                        device: torch.device) -> tuple[Tensor, Tensor, dict[str, float | None]]:
-    """(indices of the unlabelled images kept, targets for them, how right and how many they are); the teachers are finished."""
+def _learn_from_teachers(run: Run, train_set: Images, pool: Tensor, store: Store,
+                         device: torch.device) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(indices of the unlabelled images kept, targets for them, facts about them); the teachers are finished."""
     votes = []
     for teacher in run.teachers:
         model = store.model(teacher.key)
@@ -143,10 +180,16 @@ def _learn_from_teacher(run: Run, train_set: Images, pool: Tensor, store: Store,
                              for part in pool.split(5000)])]  # in parts: no second copy of all images
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
-        raise ValueError(f"no pseudo-label reaches the threshold {run.threshold} ({run}): lower it.")
-    truth = train_set.labels[pool[kept]]
-    right = (targets.argmax(1) == truth)[truth >= 0].float()
-    facts = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool)}
+        raise ValueError(f"{run}: no pseudo-label reaches threshold={run.threshold:g}: lower threshold (0 keeps every one).")
+    (confidence, label), truth = targets.max(1), train_set.labels[pool[kept]]
+    right = (label == truth)[truth >= 0].float()
+    counts = torch.bincount(label, minlength=len(train_set.classes))
+    sums = torch.bincount(label, confidence, minlength=len(train_set.classes))
+    if none := [name for name, count in zip(train_set.classes, counts, strict=True) if not count]:
+        tqdm.write(f"{run}: no pseudo-label of the class {' nor '.join(none[:3])}{', ...' if len(none) > 3 else ''}: the teachers give it to "
+                   "no unlabelled image that is kept.")
+    facts = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool),
+             "pseudo_counts": counts.tolist(), "pseudo_confidence": (sums / counts.clamp(min=1)).tolist()}
     return pool[kept], targets, facts
 
 
@@ -157,13 +200,13 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
     held = round(run.holdout * run.labels)
     chosen, validate = drawn.labeled[: run.labels - held], drawn.labeled[run.labels - held :]
     targets = nn.functional.one_hot(train_set.labels[chosen], classes).float()
-    result: dict[str, Any] = {"pseudo_accuracy": None, "kept": None}
+    facts: dict[str, Any] = {"pseudo_accuracy": None, "kept": None}
     if run.teachers:
-        more, soft, result = _learn_from_teacher(run, train_set, drawn.unlabeled, store, device)
+        more, soft, facts = _learn_from_teachers(run, train_set, drawn.unlabeled, store, device)
         chosen = torch.cat([chosen.repeat(run.repeat_labels), more])
         targets = torch.cat([targets.repeat(run.repeat_labels, 1), soft])
     seed = int(run.key[:8], 16)  # the key, so that a student of equal size does not start as its teacher did
-    with torch.random.fork_rng(devices=[]):
+    with own_random_numbers():
         torch.manual_seed(seed)
         model = build(run.model, classes, dropout=run.recipe.dropout, stochastic_depth=run.recipe.stochastic_depth)
     last, made_with, found = time.monotonic(), _made_with(run, device), store.load_checkpoint(run)
@@ -181,27 +224,38 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
 
     history = train(model, train_set.images, targets, run.recipe, chosen=chosen, seed=seed, device=device, title=str(run),
                     progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint)
-    size = min(run.recipe.batch_size, len(chosen))
-    speed = run.recipe.epochs * (len(chosen) // size * size) / sum(row["seconds"] for row in history)
     scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
-    guess = predict(model, scored.images, device=device).argmax(1)
-    accuracy = 100 * int((guess == scored.labels).sum()) / len(guess)
-    counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(classes, classes)
-    result |= {"accuracy": None if held else accuracy, "validation_accuracy": accuracy if held else None,
-               "confusion": counts.tolist(), "seconds": earlier + time.perf_counter() - start, "images_per_second": speed,
-               "device": device_title(device), "title": train_set.title, "image_size": [*train_set.images.shape[2:]]}
+    size, seconds = min(run.recipe.batch_size, len(chosen)), sum(row["seconds"] for row in history)
+    steps = len(history) * (len(chosen) // size)
+    result = facts | _scores(model, scored, bool(held), device) | {
+        "fit": history[-1]["accuracy"], "steps": steps, "seconds": earlier + time.perf_counter() - start,
+        "images_per_second": steps * size / seconds, "device": device_title(device), "title": train_set.title,
+        "classes": train_set.classes, "image_size": [*train_set.images.shape[2:]]}
     made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"key": run.key, "run": asdict(run), "result": result, "made_with": made_with}
+    said = {f.name: getattr(run, f.name) for f in fields(run)} | {"recipe": asdict(run.recipe),
+                                                                   "teachers": [teacher.key for teacher in run.teachers]}
+    record = {"key": run.key, "run": said, "result": result, "made_with": made_with}
     store.commit(run, record, history, {k: v.cpu().contiguous() for k, v in model.state_dict().items()})
+
+
+def _scores(model: nn.Module, scored: Images, held: bool, device: torch.device) -> dict[str, Any]:
+    """Accuracy, balanced accuracy (the mean recall of the classes that have an image) and confusion counts, true class by predicted."""
+    classes, guess = len(scored.classes), predict(model, scored.images, device=device).argmax(1)
+    counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(classes, classes)
+    accuracy, of_class = 100 * int(counts.trace()) / len(guess), counts.sum(1)
+    recall = counts.diag()[of_class > 0] / of_class[of_class > 0]
+    return {"accuracy": None if held else accuracy, "validation_accuracy": accuracy if held else None,
+            "balanced_accuracy": 100 * float(recall.mean()), "confusion": counts.tolist()}
 
 
 def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision"),
             "numpy": np.__version__, "device": str(device), "threads": torch.get_num_threads(),
-            "precision": "bf16" if uses_bf16(run.recipe.precision, device) else "fp32", "git": GIT_REVISION}
+            "precision": "bf16" if uses_bf16(run.recipe.precision, device) else "fp32", "git": git_revision()}
 
 
-def _git_revision() -> str | None:
+@cache  # of the code that was imported, whatever is committed while it runs: run_all asks at its start
+def git_revision() -> str | None:
     """The revision of the code, marked "+" if files were changed since; None where git does not know this file.
 
     ``git describe --dirty`` would rewrite the index, and a commit made at the same moment would fail.
@@ -215,9 +269,6 @@ def _git_revision() -> str | None:
         return f"{revision}+" if changed else revision
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-GIT_REVISION = _git_revision()  # of the code that was imported, whatever is committed while it runs
 
 
 def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Store | str | Path = "runs", *,
@@ -253,6 +304,19 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame([_row(run, records[run.key]["result"]) for run in bound])
+
+
+def run_variants(variants: Mapping[str, Run], seeds: Sequence[int] | Mapping[str, Sequence[int]], train_set: Images,
+                 test_set: Images, store: Store | str | Path = "runs", **options: Any) -> pd.DataFrame:
+    """Finish each variant with each seed, by :func:`run_all` and its options; its table with a first column ``variant``.
+
+    seeds: for all variants, or by variant. A variant's Run, and its teachers, take the seed in place of their own.
+    """
+    by_variant = seeds if isinstance(seeds, Mapping) else dict.fromkeys(variants, seeds)
+    runs = [(name, run.throughout(seed=seed)) for name, run in variants.items() for seed in by_variant[name]]
+    table = run_all([run for _, run in runs], train_set, test_set, store, **options)
+    table.insert(0, "variant", [name for name, _ in runs])
+    return table
 
 
 def _finish(runs: Sequence[Run], records: dict[str, dict[str, Any]], train_set: Images, test_set: Images,
@@ -295,7 +359,7 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
     if len(train_set.classes) < 2:
         raise ValueError(f"{train_set.title} has the single class {''.join(train_set.classes)}: a classifier needs two or more.")
     bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
-    ordered = _teachers_first(bound)
+    ordered = teachers_first(bound)
     wanted = {(run.labels, run.seed) for run in ordered}
     splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
     for run in ordered:
@@ -309,25 +373,12 @@ def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
     return bound, ordered, splits
 
 
-def _teachers_first(runs: Sequence[Run]) -> list[Run]:
-    """Every run once, its teachers before it."""
-    ordered: dict[str, Run] = {}
-
-    def add(run: Run) -> None:
-        if run.key not in ordered:  # else its teachers are there too: ensembles of ensembles have thousands of paths to them
-            for teacher in run.teachers:
-                add(teacher)
-            ordered[run.key] = run
-
-    for run in runs:
-        add(run)
-    return list(ordered.values())
-
-
 def _row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    scores = ("accuracy", "validation_accuracy", "pseudo_accuracy", "kept", "seconds", "images_per_second")
-    return {"model": run.model, "teacher": run.teacher.model if run.teacher else "", "pseudo": run.pseudo,
-            "generation": run.generation, "labels": run.labels, **asdict(run.recipe),
+    scores = ("accuracy", "validation_accuracy", "balanced_accuracy", "pseudo_accuracy", "kept", "fit", "steps", "seconds",
+              "images_per_second")
+    return {"model": run.model, "teacher": " and ".join(dict.fromkeys(teacher.model for teacher in run.teachers)),
+            "teachers": len(run.teachers), "generation": run.generation, "labels": run.labels, **asdict(run.recipe),
             **{name: getattr(run, name) for name in (*STUDENT_OPTIONS, "member", "seed")},
+            "pseudo": run.pseudo if run.teachers else "none",
             "device": result["device"], "title": result["title"], "data": run.data,
             **{name: float("nan") if result[name] is None else result[name] for name in scores}, "key": run.key}

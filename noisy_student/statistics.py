@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from .runs import STUDENT_OPTIONS
-from .training import Recipe
+from .recipes import Recipe
 
 PARTS = ("pseudo", *(f.name for f in fields(Recipe)), *STUDENT_OPTIONS)  # what a row of "student_ablation" may have changed
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .training import Recipe
+from .recipes import Recipe
 
 Step = Callable[[Tensor, Tensor, float | Tensor], tuple[Tensor, Tensor]]
 Recorded = tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, Tensor]]  # graph, its inputs, its outputs

@@ -1,15 +1,12 @@
-"""One training: the recipe, the loop, and predictions without noise."""
+"""One training: the loop, and predictions without noise."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
 from functools import partial
-from numbers import Integral, Real
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,93 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .augment import RandAugment, check_images, chunk_size, flip_crop
-from .data import check_name, check_seed
+from .augment import check_images, chunk_size, flip_crop
+from .data import check_name
+from .randomness import check_seed, own_random_numbers
+from .recipes import Recipe
 from .step import make_step, sgd, uses_bf16
 
-SCHEDULES = ("onecycle", "constant")
-PRECISIONS = ("auto", "bf16", "fp32")
 History = list[dict[str, float]]
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides how a model is trained, except the data and the seed. Noise included.
-
-    Raises ValueError for a value out of range. ``replace`` makes a changed copy, with names checked.
-    """
-
-    epochs: int = 100  # passes over the training images
-    batch_size: int = 128  # images a step; fewer where there are fewer images
-    lr: float = 0.1  # the schedule's highest learning rate
-    schedule: str = "onecycle"  # onecycle: up over the first quarter, then down to 0; or constant
-    momentum: float = 0.9  # Nesterov momentum of SGD
-    weight_decay: float = 1e-3  # L2 penalty
-    label_smoothing: float = 0.0  # share of each target spread evenly over the classes
-    n: int = 2  # RandAugment: ops an image, 0 to 14; 0 turns it off
-    m: float = 10.0  # RandAugment: bound of the magnitudes, 0 to 10
-    flip: bool = True  # mirror half of the images
-    crop: int = 4  # shift by up to so many pixels
-    dropout: float = 0.5  # before the linear layer
-    stochastic_depth: float = 0.0  # probability to skip the last residual branch
-    ema: float = 0.0  # decay of the exponential average of the weights; 0 turns it off
-    precision: str = "auto"  # bf16 where the device computes in it, else fp32
-    fault_eval: bool = False  # a fault of the original: evaluation mode from the second epoch on
-    fault_equalize: bool = False  # a fault of the original: Equalize does nothing
-
-    def __post_init__(self) -> None:
-        check_fields(self, _RANGES, "recipe: ")
-        check_name("schedule", self.schedule, SCHEDULES)
-        check_name("precision", self.precision, PRECISIONS)
-
-    def replace(self, **changes: Any) -> Recipe:
-        """A copy with some fields changed. Raises ValueError for an unknown name, with the nearest valid ones."""
-        names = [field.name for field in fields(self)]
-        for name in changes:
-            check_name("recipe parameter", name, names)
-        return replace(self, **changes)
-
-    @staticmethod
-    def original(faults: bool = False) -> Recipe:
-        """The original experiment's recipe: a small constant learning rate, RandAugment(5, 10), no flip or crop.
-
-        faults: with its two that matter most, ``fault_eval`` and ``fault_equalize``.
-        """
-        return Recipe(epochs=1000, batch_size=100, lr=0.001, schedule="constant", weight_decay=0.001, n=5, m=10,
-                      flip=False, crop=0, fault_eval=faults, fault_equalize=faults)
-
-    def lr_at(self, progress: float) -> float:
-        """The learning rate after ``progress``, from 0 to 1, of the training; of one cycle's first step, at 0, it is 0."""
-        if self.schedule == "constant":
-            return self.lr
-        return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
-
-
-def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Check a frozen dataclass's numbers and truth values (ValueError), and make them plain ints and floats.
-
-    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys; NumPy's numbers have none.
-    """
-    numbers: dict[str, Any] = {"int": Integral, "float": Real}
-    for field in fields(value):
-        name, kind, found = field.name, field.type, getattr(value, field.name)
-        low, high = ranges.get(name, (-math.inf, math.inf))
-        if kind == "bool" and not isinstance(found, bool):
-            raise ValueError(f"{where}{name}={found!r} is neither True nor False.")
-        if wanted := numbers.get(str(kind)):
-            if isinstance(found, bool) or not isinstance(found, wanted) or not low <= found <= high:
-                span = f"from {low:,}" + ("" if high == math.inf else f" to {high:,}")
-                point = ", without a point or an exponent" if kind == "int" and isinstance(found, float) else ""
-                raise ValueError(f"{where}{name}={found!r} is not a {'whole ' if kind == 'int' else ''}number {span}{point}.")
-            object.__setattr__(value, name, int(found) if kind == "int" else float(found) + 0.0)
-
-
-_RANGES = {
-    "epochs": (1, 100_000), "batch_size": (2, 100_000), "lr": (1e-9, 1e6), "momentum": (0, 0.9999),
-    "weight_decay": (0, 1), "label_smoothing": (0, 0.99), "n": (0, 14), "m": (0, 10), "crop": (0, 512),
-    "dropout": (0, 0.99), "stochastic_depth": (0, 0.99), "ema": (0, 0.99999),
-}
 
 
 # -------------------------------------------------------------------------------------------------------- device
@@ -162,7 +80,7 @@ def batches(images: Tensor, chosen: Tensor, targets: Tensor, recipe: Recipe,
     chosen: int64, the places in ``images`` of the images to train on; targets: one for each of them. As many batches are
     augmented at once as ``chunk_size`` images hold, and at least one: they share the cost of an op's launch.
     """
-    augment = RandAugment(recipe.n, recipe.m, inert=("Equalize",) if recipe.fault_equalize else ())
+    augment = recipe.augmentation()
     size = min(recipe.batch_size, len(chosen))
     order = torch.randperm(len(chosen), generator=generator)[: len(chosen) // size * size].to(images.device)
     for part in order.split(max(1, chunk_size(images) // size) * size):
@@ -179,7 +97,8 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
     images: uint8, N x 3 x H x W. chosen: int64, the places of those to train on; by default all. (A copy of them in place of
     ``chosen`` would take up to as much memory again.) targets: class indices or probabilities (x classes), one for each of
     these. ``seed``, 0 to 2**32 - 1, decides order and noise; torch's random state, on the CPU and on a CUDA device, is left as it
-    was. After each epoch ``checkpoint`` is called with a function that copies the state of that moment, and with the history: all
+    was, and a training in another thread waits for this one. On a CPU the C library keeps what is freed from then on
+    (:func:`~noisy_student.step.keep_freed_memory`). After each epoch ``checkpoint`` is called with a function that copies the state of that moment, and with the history: all
     that ``resume`` needs to go on from there to the same weights (on a CPU to the bit).
     Raises ValueError for another seed, for an ``ema`` too slow for so few steps, and unless there is one target for each image;
     FloatingPointError when the loss is no longer finite.
@@ -200,21 +119,21 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
         _restore(model, optimizer, average, resume[0])
         history = list(resume[1])
     step, steps = make_step(model, optimizer, recipe), max(1, len(chosen) // recipe.batch_size)
-    if recipe.ema ** (steps * recipe.epochs) > 0.01:  # the share of the random initial weights in the average
-        most = math.floor(1000 * 0.01 ** (1 / (steps * recipe.epochs))) / 1000
+    epochs = recipe.epochs_for(len(chosen))
+    if recipe.ema ** (steps * epochs) > 0.01:  # the share of the random initial weights in the average
+        most = math.floor(1000 * 0.01 ** (1 / (steps * epochs))) / 1000
         raise ValueError(f"{title}: ema={recipe.ema:g} averages over about the last {1 / (1 - recipe.ema):,.0f} steps of only "
-                         f"{steps * recipe.epochs:,}, random initial weights among them: lower recipe.ema to at most {most:g}.")
-    bar = tqdm(range(len(history), recipe.epochs), title, recipe.epochs, initial=len(history), leave=False,
+                         f"{steps * epochs:,}, random initial weights among them: lower recipe.ema to at most {most:g}.")
+    bar = tqdm(range(len(history), epochs), title, epochs, initial=len(history), leave=False,
                disable=not progress, unit="epoch")
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_random_numbers(device):
         for epoch in bar:
-            model.train(not (recipe.fault_eval and epoch > 0))
+            model.train(recipe.is_noisy(epoch))
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # own seed an epoch: nothing to save
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
             start, seen, total, correct = time.perf_counter(), 0, torch.zeros((), device=device), torch.zeros((), device=device)
             for i, (x, y) in enumerate(batches(images, chosen, targets, recipe, generator)):
-                # A cycle of a single step would be at its start, where the learning rate is 0, and train nothing.
-                lr = recipe.lr if steps * recipe.epochs == 1 else recipe.lr_at((epoch + i / steps) / recipe.epochs)
+                lr = recipe.lr_at((epoch + (i + 0.5) / steps) / epochs)  # a step's middle: never 0
                 loss, right = step(normalise(x), y, lr)
                 if average is not None:
                     average.update_parameters(model)
@@ -228,7 +147,7 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, *, 
                             "seconds": time.perf_counter() - start})
             bar.set_postfix(loss=f"{mean:.3f}", accuracy=f"{history[-1]['accuracy']:.1f}%",
                             images_per_s=f"{seen / history[-1]['seconds']:,.0f}")
-            if checkpoint is not None and epoch + 1 < recipe.epochs:
+            if checkpoint is not None and epoch + 1 < epochs:
                 checkpoint(partial(_state, model, optimizer, average), history)
     if average is not None:
         model.load_state_dict(average.module.state_dict())
