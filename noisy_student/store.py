@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import safetensors.torch
-import torch
 from filelock import FileLock, Timeout
 from torch import nn
 from tqdm.auto import tqdm
 
 from .files import load_tensors, save_tensors, write_whole
 from .models import build
+from .randomness import own_random_numbers
 from .training import History, State
 
 if TYPE_CHECKING:
     from .runs import Run
 
-VERSION = 3  # to be raised when the code changes what a Run gives; older entries are then set aside
+VERSION = 4  # to be raised when the code changes what a Run gives; older entries are then set aside
 FILES = ("run.json", "history.csv", "model.safetensors")
 
 
@@ -88,7 +88,7 @@ class Store:
         """The trained model of a finished run, in evaluation mode; ``predict`` refuses it images of another size than it learnt from."""
         contents = self._contents(key)
         record = json.loads(contents["run.json"])
-        with torch.random.fork_rng(devices=[]):  # a caller's random numbers do not depend on what was in the store
+        with own_random_numbers():  # a caller's random numbers do not depend on what was in the store
             recipe = record["run"]["recipe"]
             model = build(record["run"]["model"], len(record["result"]["confusion"]), dropout=recipe["dropout"],
                           stochastic_depth=recipe["stochastic_depth"])
