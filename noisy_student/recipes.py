@@ -128,7 +128,7 @@ class Method:
         for name, value in changes.items():
             part, dot, parameter = name.partition(".")
             if dot:
-                check_name("recipe", part, ("recipe", "supervised", "student"))
+                check_name("recipe", part, ("recipe", "supervised", "student"))  # of Recipe.replace the parameter
                 parts = ("supervised", "student") if part == "recipe" else (part,)
                 method = replace(method, **{p: getattr(method, p).replace(**{parameter: value}) for p in parts})
             else:
