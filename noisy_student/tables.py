@@ -26,9 +26,10 @@ Baseline = str | Mapping[str, str] | None  # of all other variants; or by varian
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
-    """The rows of one study, columns ROW_COLUMNS. Raises OSError, or ValueError for another table."""
-    empty = {name: [""] for name in ROW_COLUMNS if name not in _TEXT}  # a variant may be named "NA"
-    rows = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=empty)
+    """The rows of a study, columns ROW_COLUMNS. Raises OSError; ValueError for another table."""
+    empty = {name: [""] for name in ROW_COLUMNS if name not in _TEXT}  # a variant may be "NA"
+    text = dict.fromkeys(_TEXT, str)
+    rows = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     if tuple(rows) != ROW_COLUMNS:
         raise ValueError(f"{path} has the columns {', '.join(rows)}: a study's rows have "
                          f"{', '.join(ROW_COLUMNS)}.")
@@ -70,7 +71,7 @@ def score_column(rows: pd.DataFrame) -> str:
 
 
 def scores(rows: pd.DataFrame, variant: str) -> pd.Series:
-    """The accuracies of a variant, in percent, by seed. Raises ValueError for an unknown variant."""
+    """The accuracies of a variant, percent, by seed. Raises ValueError for an unknown variant."""
     check_name("variant", variant, dict.fromkeys(rows.variant))
     part = rows[rows.variant == variant]
     return part.set_index("seed")[score_column(part)].dropna()
@@ -200,7 +201,7 @@ def per_class(counts: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def balanced_accuracy(counts: np.ndarray) -> float:
-    """The mean recall, in percent, of the classes that have a test image; counts as in per_class."""
+    """The mean recall, percent, of the classes that have a test image; counts as in per_class."""
     return float(per_class(counts, range(len(counts))).recall.mean())
 
 
