@@ -1,135 +1,60 @@
-"""Every figure: a function that takes a tidy table (or arrays) and returns a matplotlib Figure."""
+"""Four forms of figure, forest, line, heatmap and pictures: data in, a matplotlib Figure out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .files import write_whole
-from .statistics import mean_and_interval, part_gains, worth, worth_text
+from .tables import (
+    Baseline, balanced_accuracy, compare, confusions, data_title, label_efficiency,
+    labels_in_words, mean_and_interval, per_class, score_column, scores, tenths, with_interval,
+)
 
-# Okabe and Ito's palette, told apart with any colour vision; markers tell the kinds apart in grey print.
+# Okabe and Ito's palette, told apart with any colour vision; markers tell lines apart in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-KINDS = {"none": ("supervised", GREY, "o"), "hard": ("hard student", ORANGE, "s"), "soft": ("soft student", BLUE, "^")}
-ORIGINAL = {  # the original experiment: CIFAR-10 test accuracy in percent, one run each
-    "none": {"Convnet5": 63.6, "Convnet6": 65.2, "Resnet6": 66.6, "Resnet9": 67.7},
-    "hard": {"Convnet6": 69.8, "Resnet6": 70.6, "Resnet9": 72.5},
-    "soft": {"Convnet6": 69.6, "Resnet6": 71.0, "Resnet9": 72.6},
+STYLES = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"), (GREY, "v"), ("#CC79A7", "P")]
+# For Korean class names, which matplotlib's own font lacks: the first of these that there is.
+_KOREAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic",
+           "Apple SD Gothic Neo", "AppleGothic")
+_LABELS = {
+    "accuracy": "test accuracy, %", "validation_accuracy": "accuracy on held-out labels, %",
+    "pseudo_accuracy": "pseudo-labels that are right, %", "kept": "share of pseudo-labels kept",
+    "fit": "accuracy on the noisy training images, %", "loss": "training loss",
 }
-ORIGINAL_BY_LABELS = {5000: 67.7, 6000: 69.5, 7000: 71.0, 8000: 72.0, 9000: 73.1, 10000: 74.2, 20000: 80.8,
-                      30000: 84.0, 40000: 84.9, 50000: 85.4}
+_MOST_CELLS = 20  # a side: more would leave no room for numbers and names
+
+P = ParamSpec("P")
 
 
-# For Korean class names, which matplotlib's own font lacks: the first of these that the system has.
-_KOREAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic")
-mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], *[name for name in _KOREAN if name in font_manager.get_font_names()][:1]]
-
-
-# -------------------------------------------------------------------------------------------------------- helpers
-
-
-def _plain(text: str) -> str:
-    """The text as it is: between two dollar signs matplotlib would set mathematics."""
-    return text.replace("$", r"\$")
-
-
-def _rows(table: pd.DataFrame, *experiments: str) -> pd.DataFrame:
-    """The rows of these experiments; ValueError where one is missing."""
-    if "experiment" not in table or table.empty:
-        raise ValueError("the table is empty or has no column 'experiment': make it with run_experiment().")
-    for name in experiments:
-        if name not in set(table.experiment):
-            raise ValueError(f"the table has no rows of the experiment {name!r}: run it first.")
-    return table[table.experiment.isin(experiments)]
-
-
-def _subtitle(rows: pd.DataFrame, interval: bool = True) -> str:
-    seeds = rows.seed.nunique()
-    spread = f"mean of {seeds} seeds{' with 95% interval' if interval else ''}" if seeds > 1 else "1 seed"
-    return f"{' and '.join(rows.title.unique())}, {spread}, {' and '.join(rows.device.unique())}"
-
-
-def _panels(count: int, title: str, width: float = 4.5, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(max(6.5, width * count), height), layout="constrained")
-    figure.suptitle(_plain(title), fontsize=11)
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
-def _means(rows: pd.DataFrame, by: str, column: str = "accuracy") -> tuple[list[Any], np.ndarray, np.ndarray]:
-    """The values of ``by``; for each the mean of a column, and half of its 95% interval (0 for one seed)."""
-    found = {value: mean_and_interval(group) for value, group in rows.dropna(subset=[column]).groupby(by, sort=by != "model")[column]}
-    mean, half = np.array(list(found.values())).reshape(-1, 2).T
-    return list(found), mean, np.nan_to_num(half)
-
-
-def _tenths(value: float) -> str:
-    """With one decimal, halves up as by hand: 72.55, which a float holds as 72.5499..., is 72.6."""
-    return f"{value + 1e-9:.1f}"
-
-
-def _within_percent(axis: Axes) -> None:
-    """Cut the axis a point below 0 and above 100, which leaves room for a marker: the interval of two seeds may reach far beyond."""
-    low, high = axis.get_ylim()
-    axis.set_ylim(max(low, -1), min(high, 101))
-
-
-def _by_model(title: str, groups: dict[str, tuple[pd.DataFrame, str, str, dict[str, float]]]) -> Figure:
-    """Test accuracy by model. groups: label -> (rows, colour, marker, the original's accuracies, drawn hollow)."""
-    groups = {label: group for label, group in groups.items() if len(group[0])}
-    rows = pd.concat([group[0] for group in groups.values()])
-    models = list(dict.fromkeys(rows.model))
-    figure, (axis,) = _panels(1, f"{title}, {rows.labels.iloc[0]:,} labels\n{_subtitle(rows)}", 9)
-    for i, (label, (part, colour, marker, original)) in enumerate(groups.items()):
-        names, mean, half = _means(part, "model")
-        places = [models.index(name) + 0.25 * (i - (len(groups) - 1) / 2) for name in names]
-        hollow = {x: original[name] for x, name in zip(places, names, strict=True) if name in original}
-        axis.errorbar(places, mean, half, fmt=marker, color=colour, capsize=4 if half.any() else 0, markersize=8, label=label)
-        axis.plot(list(hollow), list(hollow.values()), marker, mfc="none", mec=colour, markersize=8)
-        for x, ours in zip(places, mean, strict=True):  # the higher of the two has its number above, the other below
-            pair = sorted([(ours, "black"), *([(hollow[x], GREY)] if x in hollow else [])], reverse=True)
-            for (value, ink), side in zip(pair, (1, -1), strict=False):
-                axis.annotate(_tenths(value), (x, value), (6, 8 * side), color=ink, textcoords="offset points", va="center", fontsize=8)
-    if any(original for *_, original in groups.values()):
-        axis.plot([], [], "o", mfc="none", mec=GREY, label="original, 1 run (hollow)")
-    axis.set(xticks=range(len(models)), xticklabels=models, ylabel="test accuracy, %", xlim=(-0.5, len(models) - 0.35))
-    axis.margins(y=0.15)
-    _within_percent(axis)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.1))
-    return figure
-
-
-def _tiles(rows: int, columns: int, title: str, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """Axes for rows x columns images, without ticks and frames."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(_plain(title), fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": [], "frameon": False})
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    return image.cpu().permute(1, 2, 0).numpy()
-
-
-def _cifar10(rows: pd.DataFrame) -> bool:
-    """Whether the original's figures belong beside these: on CIFAR-10, and where its 5,000 labels are among these."""
-    return all(t == "CIFAR-10" or t.startswith("CIFAR-10 ") for t in rows.title) and 5000 in set(rows.labels)
+def _form(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw with a Korean font at hand, and without taking text between dollar signs for formulas."""
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        there = set(font_manager.get_font_names())
+        families = [*mpl.rcParams["font.family"], *[name for name in _KOREAN if name in there][:1]]
+        with mpl.rc_context({"font.family": families, "text.parse_math": False}):
+            return draw(*args, **kwargs)
+    return drawn
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -140,222 +65,324 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-# -------------------------------------------------------------------------------------------------------- results
-
-
-def result1(table: pd.DataFrame) -> Figure:
-    """Accuracy of each model: supervised with all noise, student with hard and with soft pseudo-labels.
-
-    A model that a chain has twice is shown by its last student.
-    """
-    rows = _rows(table, "baselines", "students")
-    plain = rows[rows.experiment == "baselines"].drop_duplicates(["model", "seed"])
-    students = rows[(rows.experiment == "students") & (rows.pseudo != "none")].sort_values("generation", kind="stable")
-    rows = pd.concat([plain, students.drop_duplicates(["model", "pseudo", "seed"], keep="last")])
-    original = ORIGINAL if _cifar10(rows) else {}
-    return _by_model("Noisy Student by model", {label: (rows[rows.pseudo == kind], colour, marker, original.get(kind, {}))
-                                                for kind, (label, colour, marker) in KINDS.items()})
-
-
-def result2(table: pd.DataFrame) -> Figure:
-    """Supervised accuracy by number of labels; the last students as lines, and the labels that they are worth."""
-    rows = _rows(table, "label_counts")
-    counts, mean, half = _means(rows, "labels")
-    figure, (axis,) = _panels(1, f"What the unlabelled images are worth\n{_subtitle(rows)}", 7.5, 5)
-    axis.plot(counts, mean, "o-", color=GREY, label=f"{rows.model.iloc[0]} supervised")
-    axis.fill_between(counts, mean - half, mean + half, color=GREY, alpha=0.2)
-    if _cifar10(rows) and rows.model.iloc[0] == "Resnet9":
-        axis.plot(*zip(*ORIGINAL_BY_LABELS.items(), strict=True), "o--", mfc="none", color=GREY, lw=1, label="original, supervised")
-        counts += [count for count in ORIGINAL_BY_LABELS if count > counts[-1]]
-    for found in worth(table).to_dict("records"):
-        label, colour, marker = KINDS[found["pseudo"]]
-        text = worth_text(found["worth"], found["low"], found["high"], rows)
-        axis.axhline(found["student"], color=colour, ls="--" if found["pseudo"] == "hard" else "-",
-                     label=f"{label}, generation {found['generation']}, {_tenths(found['student'])}%: worth {text} labels")
-        if math.isfinite(found["worth"]):
-            axis.plot(found["worth"], found["student"], marker, color=colour, markersize=11)
-    axis.set(xscale="log", xlabel="labelled images", ylabel="test accuracy, %")
-    ticks = counts[:1]
-    for count in counts:
-        if count >= 1.24 * ticks[-1]:  # nearer ones would write over each other
-            ticks.append(count)
-    axis.set_xticks(ticks, [f"{c:,}" for c in ticks])
-    axis.minorticks_off()
-    _within_percent(axis)
-    axis.grid(alpha=0.3)
-    figure.legend(frameon=False, fontsize=9, loc="outside lower center")
-    return figure
-
-
-def grid(table: pd.DataFrame) -> Figure:
-    """Validation accuracy by RandAugment's n and m, a heatmap a model; the best cell is framed, or all that are as good."""
-    rows = _rows(table, "grid")
-    models = list(rows.model.unique())
-    figure, axes = _panels(len(models), f"RandAugment(n, m): accuracy on held-out labels, %\n{_subtitle(rows, interval=False)}", 5.5, 4.6)
-    for axis, model in zip(axes, models, strict=True):
-        cells = rows[rows.model == model].pivot_table(index="n", columns="m", values="validation_accuracy")
-        values = cells.to_numpy()
-        axis.imshow(values, cmap="cividis", aspect="auto", origin="lower")
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for (y, x), value in np.ndenumerate(values):
-            if value == value:
-                axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
-        for y, x in np.argwhere(values == np.nanmax(values)):
-            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=RED, lw=3, clip_on=False, zorder=3))  # above the axes
-        axis.set(title=model, xlabel="m, bound of the magnitudes", ylabel="n, ops an image", xticks=range(len(cells.columns)),
-                 xticklabels=[f"{m:g}" for m in cells.columns], yticks=range(len(cells)), yticklabels=cells.index)
-    return figure
-
-
-def ablation(table: pd.DataFrame) -> Figure:
-    """Labels alone: what RandAugment and dropout are each worth."""
-    rows = _rows(table, "baselines").drop_duplicates("key")
-    rows = rows[rows.model.isin(list(rows[(rows.n == 0) | (rows.dropout == 0)].model) or list(rows.model))]
-    augmented, dropped = rows.n > 0, rows.dropout > 0
-    return _by_model("Noise in supervised training", {
-        "all noise": (rows[augmented & dropped], BLUE, "o", {}), "no RandAugment": (rows[~augmented & dropped], ORANGE, "s", {}),
-        "no dropout": (rows[augmented & ~dropped], GREEN, "^", {}), "neither": (rows[~augmented & ~dropped], GREY, "D", {}),
-    })
-
-
-def student_ablation(table: pd.DataFrame) -> Figure:
-    """What each changed part of the student gains or costs, in points."""
-    rows, found = _rows(table, "student_ablation"), part_gains(table)
-    title = f"A {rows.model.iloc[0]} taught by {rows.model.iloc[0]}, with one part changed\n{_subtitle(rows)}"
-    figure, (axis,) = _panels(1, title, 8, 0.35 * len(found) + 1.5)
-    half, places = found.interval.fillna(0), range(len(found), 0, -1)
-    axis.axvline(0, color=GREY, lw=1)
-    axis.errorbar(found.difference, places, xerr=half, fmt="o", color=BLUE, capsize=4 if half.any() else 0)
-    for x, y in zip(found.difference, places, strict=True):
-        axis.annotate(f"{'+' if x >= 0 else '-'}{_tenths(abs(x))}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-    unchanged = rows[rows.pseudo != "none"].drop_duplicates("seed").accuracy.mean()
-    axis.set(yticks=places, yticklabels=found.changed, xlabel=f"test accuracy over the unchanged student's {_tenths(unchanged)}%, points")
-    axis.margins(x=0.1, y=0.1)
-    axis.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def curves(history: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Loss and accuracy on the noisy training images by epoch, for the chain's supervised model and its students, if possible soft."""
-    rows = _rows(table, "students")
-    kind = next((kind for kind in ("soft", "hard") if kind in set(rows.pseudo)), "none")
-    rows = rows[rows.pseudo.isin([kind, "none"])]
-    joined = history.merge(rows[["key", "generation"]].drop_duplicates("key"), on="key")
-    students = "" if kind == "none" else f", {kind} students"
-    figure, axes = _panels(2, f"Training on noisy images{students}\n{_subtitle(rows, interval=False)}")
-    chain = rows[["generation", "model"]].drop_duplicates()
-    styles = [(GREY, "-"), (GREEN, "--"), (ORANGE, "-."), (BLUE, ":"), (RED, "-")]
-    for axis, column, label in zip(axes, ("loss", "accuracy"), ("loss", "training accuracy, %"), strict=True):
-        for (generation, model), (colour, style) in zip(chain.itertuples(index=False), cycle(styles), strict=False):
-            mean = joined[joined.generation == generation].groupby("epoch")[column].mean()
-            axis.plot(mean.index, mean, style, color=colour, lw=2, label=f"{generation}: {model}")
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=9, title="generation: model", title_fontsize=9)
-    return figure
-
-
-def generations(table: pd.DataFrame) -> Figure:
-    """Test accuracy, and, where it is known, that of the pseudo-labels learnt from, along the generations; 0 is trained on labels alone."""
-    rows = table[table.experiment.isin(["students", "generations"])] if "experiment" in table else table
-    if rows.empty:
-        raise ValueError("the table has no rows of the experiments 'students' and 'generations': run one first.")
-    rows = rows.drop_duplicates("key")
-    shown = {"accuracy": "test accuracy, %", "pseudo_accuracy": "pseudo-label accuracy, %"}
-    if rows.pseudo_accuracy.isna().all():  # of images whose labels nobody knows
-        del shown["pseudo_accuracy"]
-    figure, axes = _panels(len(shown), f"Along the generations\n{_subtitle(rows)}")
-    for axis, (column, label) in zip(axes, shown.items(), strict=True):
-        lines = {kind: rows[(rows.pseudo == kind) | (rows.generation == 0)] for kind in ("hard", "soft") if kind in set(rows.pseudo)}
-        for kind, part in {**lines, "none": rows[rows.generation == 0]}.items():
-            if part[column].notna().any():  # generation 0 has no pseudo-labels
-                name, colour, marker = KINDS[kind]
-                generation, mean, half = _means(part, "generation", column)
-                aside = 0 if kind == "none" or len(lines) == 1 else 0.04 if kind == "soft" else -0.04  # else one hides the other's bars
-                places = [g + aside * (g > 0) for g in generation]
-                axis.errorbar(places, mean, half, fmt=f"{marker}-", color=colour, capsize=4 if half.any() else 0, label=name)
-        names = rows[rows[column].notna()].drop_duplicates("generation").sort_values("generation")
-        axis.set_xticks(names.generation, [f"{g}\n{m}" for g, m in zip(names.generation, names.model, strict=True)], fontsize=8,
-                        rotation=0 if len(names) < 7 else 45)
-        axis.set(ylabel=label, xlabel="generation and its model")
-        _within_percent(axis)
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=9)
-    return figure
-
-
-# --------------------------------------------------------------------------------------------------------- images
-
-
-def ops(images: Tensor, apply: Callable[[Tensor, str, float], Tensor], names: Sequence[str], magnitudes: Sequence[float]) -> Figure:
-    """One image under each op (rows, in two halves) at each magnitude (columns)."""
-    half, wide = math.ceil(len(names) / 2), len(magnitudes)
-    title = "The RandAugment ops by magnitude (negative: the other direction)"
-    figure, axes = _tiles(half, 2 * wide + 1, title, 11, 0.95 * half + 0.8)
-    for i, name in enumerate(names):
-        for j, magnitude in enumerate(magnitudes):
-            axis = axes[i % half, j + (wide + 1) * (i // half)]
-            axis.imshow(_pixels(apply(images[:1], name, magnitude)[0]))
-            if i % half == 0:
-                axis.set_title(f"{magnitude:g}", fontsize=9)
-            if j == 0:
-                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    return figure
-
-
-def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Where each true class (row, in percent) went; numbers are printed for up to 20 classes."""
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+def _panel(title: str, subtitle: str, width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    lines = [textwrap.fill(text, int(11 * width)) for text in (title, subtitle) if text]
+    figure.suptitle("\n".join(lines), fontsize=10)
     axis = figure.subplots()
-    shown = axis.imshow(share, cmap="cividis", vmin=0, vmax=100)
-    figure.colorbar(shown, label="% of the true class", shrink=0.8)
-    if len(classes) <= 20:
-        for (y, x), value in np.ndenumerate(share):
-            axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 50 else "black")
-        names = [_plain(name) for name in classes]
-        axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=9)
-        axis.set_yticks(range(len(classes)), names, fontsize=9)
-    axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(f"{_plain(title)}\n{_tenths(100 * np.trace(counts) / counts.sum())}% right", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+    return figure, axis
+
+
+def _subtitle(rows: pd.DataFrame, interval: bool = True) -> str:
+    """Data, seeds and device in words."""
+    if rows.empty:
+        raise ValueError("there are no rows to draw: train the runs first.")
+    data = rows.title if "title" in rows else rows.data.map(data_title)
+    seeds = rows.groupby("variant").seed.nunique()
+    few, many = seeds.min(), seeds.max()
+    mean = f"mean of {many if few == many else f'{few} to {many}'} seeds"
+    spread = "1 seed" if many == 1 else mean + " with 95% interval" * interval
+    return f"{' and '.join(data.unique())}, {spread}, {' and '.join(rows.device.unique())}"
+
+
+# ---------------------------------------------------------------------------------- forest
+
+
+@_form
+def forest(rows: pd.DataFrame, baseline: Baseline = None, title: str = "") -> Figure:
+    """Each variant's difference to its baseline, or without one its accuracy, with 95% intervals.
+
+    rows, baseline: as :func:`~noisy_student.tables.compare` takes them. Variants stand in the order
+    in which they first appear. Raises ValueError where there are no rows, or none of the baseline.
+    """
+    subtitle, found = _subtitle(rows), compare(rows, baseline)
+    value, half, sign = ("difference", "interval", "+") if baseline else ("accuracy", "spread", "")
+    found, label = found.dropna(subset=[value]), _LABELS[score_column(rows)]
+    names = found.variant.tolist()
+    if len(against := found.baseline.dropna().unique()) == 1:
+        mean = tenths(scores(rows, against[0]).mean())
+        label = label.replace(", %", f": points over {against[0]} ({mean}%)")
+    elif baseline:
+        label = label.replace(", %", ": points over its baseline")
+        names = [f"{name}, over {own}" for name, own in zip(names, found.baseline, strict=True)]
+    names = [textwrap.fill(name, 44) for name in names]
+    heights = np.array([1 + 0.6 * name.count("\n") for name in names])
+    places = heights / 2 - heights.cumsum()  # from the top down
+    figure, axis = _panel(title, subtitle, 8, 0.3 * heights.sum() + 1.3)
+    axis.errorbar(found[value], places, xerr=found[half].fillna(0), fmt="o", color=BLUE,
+                  capsize=3 if found[half].notna().any() else 0)
+    for place, mean, interval in zip(places, found[value], found[half], strict=True):
+        axis.text(1.02, place, with_interval(mean, interval, sign), fontsize=9, va="center",
+                  transform=axis.get_yaxis_transform())
+    axis.set(yticks=places, yticklabels=names, xlabel=textwrap.fill(label, 80))
+    axis.set_ylim(-heights.sum() - 0.2, 0.2)
+    if baseline:
+        axis.axvline(0, color=GREY, lw=1)
+    else:
+        axis.set_xlim(_within_percent(axis.get_xlim()))
+    axis.grid(visible=False, axis="y")
     return figure
 
 
-def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Sequence[str], title: str, count: int = 16) -> Figure:
-    """The wrong predictions of highest confidence; above each, predicted class and confidence, and the true class."""
+def _within_percent(limits: tuple[float, float]) -> tuple[float, float]:
+    """Cut a point below 0 and above 100: the interval of two seeds may reach far beyond."""
+    return max(limits[0], -1), min(limits[1], 101)
+
+
+# ------------------------------------------------------------------------------------ line
+
+
+@_form
+def line(
+    rows: pd.DataFrame, x: Mapping[str, float] | str, series: Mapping[str, str] | None = None,
+    levels: Sequence[str] = (), *, y: str = "", title: str = "", xlabel: str = "",
+    ylabel: str = "", log: bool = False, ticks: Mapping[float, str] | None = None,
+) -> Figure:
+    """Means with their 95% intervals over x, a line a series; other variants as levels.
+
+    x: by variant, which leaves out the others; or the name of a column, such as "epoch" of training
+    histories. series: by variant, a line's name; without it all is one line, or over a column one a
+    variant. levels: variants drawn across, each with the number of labels alone that gives as much:
+    x is then the number of labels, of the first series. y: a column; empty: the test accuracy, or
+    that on held-out labels. ticks: names of places on the x axis. Raises ValueError without rows.
+    """
+    over = isinstance(x, str)
+    drawn = rows if over else rows[rows.variant.isin([*x, *levels])]
+    subtitle, column = _subtitle(drawn), y or score_column(drawn)
+    names = drawn.variant.map(series) if series else drawn.variant if over else ""
+    at = drawn[x] if over else drawn.variant.map(x)
+    shown = pd.DataFrame({"x": at, "y": drawn[column], "series": names}).dropna()
+    if shown.empty:
+        raise ValueError(f"no row has both {column!r} and a place on the x axis: nothing to draw.")
+    figure, axis = _panel(title, subtitle, 7.5, 4.8)
+    first, styles = shown.series.iloc[0], cycle(STYLES)
+    for (name, part), style in zip(shown.groupby("series", sort=False), styles, strict=False):
+        _mean_line(axis, part, str(name), *style)
+    alone = shown[shown.series == first].groupby("x").y
+    curve = {int(count): part.tolist() for count, part in alone} if levels else {}
+    for variant, style in zip(levels, styles, strict=False):
+        _level(axis, variant, scores(rows, variant), curve, *style)
+    axis.set(xlabel=xlabel or (x if over else ""),
+             ylabel=ylabel or _LABELS.get("fit" if x == "epoch" else column, column))
+    _x_ticks(axis, shown.x, log, ticks)
+    if "accuracy" in column:
+        axis.set_ylim(_within_percent(axis.get_ylim()))
+    if levels or first:
+        figure.legend(frameon=False, fontsize=9, loc="outside lower center",
+                      ncols=1 if levels or shown.series.str.len().max() > 25 else 3)
+    return figure
+
+
+def _mean_line(axis: Axes, part: pd.DataFrame, name: str, colour: str, marker: str) -> None:
+    """Mean and interval of y at each x: bars, or a band where there are many places."""
+    found = {at: mean_and_interval(values) for at, values in part.groupby("x").y}
+    at, (mean, half) = np.array(list(found)), np.array(list(found.values())).T
+    half, label = np.nan_to_num(half), textwrap.fill(name, 90)
+    if len(at) > 20:
+        axis.plot(at, mean, color=colour, label=label)
+        axis.fill_between(at, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
+    else:
+        axis.errorbar(at, mean, half, fmt=f"{marker}-", color=colour, label=label,
+                      capsize=3 if half.any() else 0)
+
+
+def _level(axis: Axes, variant: str, values: pd.Series, curve: Mapping[int, Sequence[float]],
+           colour: str, marker: str) -> None:
+    """A variant's mean across the axis, and where the curve of labels alone reaches it."""
+    found = label_efficiency(curve, values.tolist())
+    text = f"{variant}, {tenths(values.mean())}%: as {labels_in_words(found, curve)} labels alone"
+    axis.axhline(values.mean(), color=colour, ls="--", label=textwrap.fill(text, 90))
+    if math.isfinite(found[0]):
+        axis.plot(found[0], values.mean(), marker, color=colour, markersize=10)
+
+
+def _x_ticks(axis: Axes, x: pd.Series, log: bool, ticks: Mapping[float, str] | None) -> None:
+    """Named places; on a log scale those of the points, as far as they have room."""
+    places = sorted(x.unique())
+    if log:
+        axis.set_xscale("log")
+        kept = places[:1]
+        for place in places:
+            if place >= kept[-1] * (places[-1] / places[0]) ** 0.09:
+                kept.append(place)
+        ticks = ticks or {place: f"{place:,g}" for place in kept}
+        axis.minorticks_off()
+    if ticks:
+        axis.set_xticks(list(ticks), list(ticks.values()))
+    elif all(float(place).is_integer() for place in places):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+# --------------------------------------------------------------------------------- heatmap
+
+
+@_form
+def heatmap(
+    values: pd.DataFrame, title: str = "", subtitle: str = "", *, xlabel: str = "", ylabel: str = "",
+    unit: str = "", decimals: int = 1, best: bool = False, aside: str = "",
+    limits: tuple[float | None, float | None] = (None, None),
+) -> Figure:
+    """A frame as colours, with its index and columns as names; up to 20 x 20 cells their numbers.
+
+    Cells that are NaN are hatched. best: frame the highest cell, or all that are as high. aside: a
+    text beside it. limits: of the colours, those of the values where None.
+    """
+    cells, (down, across) = values.to_numpy(dtype=float), values.shape
+    few = max(down, across) <= _MOST_CELLS
+    width, height = (max(4.5, 2.4 + 0.55 * across), max(3, 1.8 + 0.4 * down)) if few else (7, 6)
+    figure, axis = _panel(title, subtitle, width + 3 * bool(aside), height)
+    axis.grid(visible=False)
+    axis.patch.set(hatch="////", facecolor="#EEEEEE", edgecolor="#AAAAAA")
+    shown = axis.imshow(cells, cmap="cividis", aspect="auto", vmin=limits[0], vmax=limits[1])
+    figure.colorbar(shown, label=unit)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xticks=[], yticks=[])
+    middle = sum(shown.get_clim()) / 2
+    for (y, x), value in np.ndenumerate(cells):
+        if few and not math.isnan(value):
+            axis.text(x, y, f"{value:,.{decimals}f}", ha="center", va="center", fontsize=8,
+                      color="white" if value < middle else "black")
+        if best and value == np.nanmax(cells):  # above the axis lines
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=RED, lw=3,
+                                     clip_on=False, zorder=3))
+    if few:
+        names = [_fit(str(name), 150, 9) for name in values.columns]
+        slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        level = max(map(len, names)) * across <= 60
+        axis.set_xticks(range(across), names, fontsize=9, **{} if level else slant)
+        axis.set_yticks(range(down), [_fit(str(name), 150, 9) for name in values.index], fontsize=9)
+    if aside:  # the one kind of text outside the axes for which the layout makes room
+        figure.legend([], [], title=aside, title_fontsize=9, alignment="left", frameon=False,
+                      loc="outside right upper")
+    return figure
+
+
+@_form
+def grid(
+    rows: pd.DataFrame, down: Mapping[str, float], across: Mapping[str, float], title: str = "",
+    *, xlabel: str = "", ylabel: str = "",
+) -> Figure:
+    """The heatmap of a search over two settings: mean accuracy, the best framed.
+
+    down, across: by variant, its value of the one and of the other, for the vertical and the
+    horizontal axis; variants that lack either are left out. Raises ValueError without rows.
+    """
+    rows = rows[rows.variant.isin(set(down) & set(across))]
+    column, subtitle = score_column(rows), _subtitle(rows, interval=False)
+    at = {"down": rows.variant.map(down), "across": rows.variant.map(across)}
+    values = rows.assign(**at).pivot_table(index="down", columns="across", values=column)
+    values.index, values.columns = (axis.map("{:g}".format) for axis in values.axes)
+    return heatmap(values, title, subtitle, xlabel=xlabel, ylabel=ylabel, best=True,
+                   unit=_LABELS[column])
+
+
+@_form
+def confusion(counts: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
+    """The heatmap of where each true class went, in percent of its images, and the largest confusions.
+
+    counts: classes x classes, true class by predicted. A class without a test image is hatched.
+    """
+    rows, worst = per_class(counts, classes), confusions(counts, classes, 12)
+    right = f"{tenths(100 * counts.trace() / counts.sum())}% right"
+    if rows["count"].nunique() > 1:
+        right += f", mean over the classes {tenths(balanced_accuracy(counts))}%"
+    said = [f"{row.true} as {row.predicted}: {row.count_} ({row.share:.0f}%)"
+            for row in worst.rename(columns={"count": "count_"}).itertuples()]
+    untested = rows["class"][rows["count"] == 0].tolist()
+    names = [f"{name} (no test image)" if name in untested else name for name in classes]
+    if len(classes) > _MOST_CELLS and untested:
+        more = f" and {len(untested) - 5} more" if len(untested) > 5 else ""
+        said = [f"No test image (hatched): {', '.join(untested[:5])}{more}", "", *said]
+    share = 100 * pd.DataFrame(counts, names, classes).div(counts.sum(1), axis=0)
+    aside = "\n".join(textwrap.fill(text, 40, subsequent_indent="   ")
+                      for text in ("Largest confusions, true as predicted:", *said))
+    return heatmap(share, title, right, xlabel="predicted", ylabel="true", unit="% of the true class",
+                   decimals=0, aside=aside, limits=(0, 100))
+
+
+# -------------------------------------------------------------------------------- pictures
+
+
+def _width(text: str, size: float) -> float:
+    """How wide a text is drawn, in points."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0]
+
+
+def _fit(text: str, points: float, size: float, most: int = 2) -> str:
+    """The text broken so that no line is wider than ``points``; a line into at most ``most``."""
+    for width in range(max(map(len, text.split("\n")), default=1), 0, -1):
+        lines = [part for line in text.split("\n")
+                 for part in textwrap.wrap(line, width, max_lines=most, placeholder="…")]
+        if all(_width(part, size) <= points for part in lines):
+            break
+    return "\n".join(lines)
+
+
+@_form
+def pictures(
+    images: Sequence[Tensor | None] | Tensor, captions: Sequence[str] = (), *,
+    rows: Sequence[str] = (), columns: Sequence[str] = (), title: str = "", across: int = 8,
+) -> Figure:
+    """Images, row by row, each below its caption.
+
+    images: uint8, 3 x H x W each, or None for a gap. rows, columns: names at the left and above,
+    which decide how many stand in a row; else ``across`` do. Long names are broken, and cut short.
+    """
+    if rows and len(images) % len(rows):
+        raise ValueError(f"{len(images)} images in {len(rows)} rows: fill the rows up with None.")
+    across = len(images) // len(rows) if rows else len(columns) or min(across, max(1, len(images)))
+    pitch, tile, size = 1.05, 0.95, 8.0  # inches, inches, points
+    names = [_fit(name, 110, size) for name in rows]
+    said = [_fit(text, 72 * (pitch - 0.04), size) for text in captions]
+    heads = [_fit(name, 72 * (pitch - 0.04), size) for name in columns]
+    left = max((_width(part, size) for name in names for part in name.split("\n")), default=0)
+    left, lines = left / 72 + 0.15, max((text.count("\n") + 1 for text in said), default=0)
+    width, high = left + across * pitch + 0.1, pitch + 0.14 * lines
+    title = _fit(title, 72 * (width - 0.2), 10, most=4)
+    top = 0.1 + 0.18 * (title.count("\n") + 1) * bool(title) + 0.15
+    top += 0.14 * max((head.count("\n") + 1 for head in heads), default=0)
+    figure = Figure(figsize=(width, top + high * math.ceil(len(images) / across)))
+    axis = figure.add_axes((0, 0, 1, 1))  # in inches, from the upper left
+    axis.set(xlim=(0, width), ylim=(figure.get_figheight(), 0), autoscale_on=False)
+    axis.axis("off")
+    axis.text(width / 2, 0.08, title, size=10, ha="center", va="top")
+    for i, head in enumerate(heads):
+        axis.text(left + (i + 0.5) * pitch, top - 0.05, head, size=size, ha="center", va="bottom")
+    for i, image in enumerate(images):
+        x, y = left + i % across * pitch, top + i // across * high + 0.14 * lines
+        if rows and i % across == 0:
+            axis.text(left - 0.08, y + tile / 2, names[i // across], size=size, ha="right", va="center")
+        if said:
+            axis.text(x + pitch / 2, y - 0.03, said[i], size=size, ha="center", va="bottom")
+        if image is not None:
+            h, w = tile * np.array(image.shape[1:]) / max(image.shape[1:])
+            x, y = x + (pitch - w) / 2, y + (tile - h) / 2
+            axis.imshow(image.permute(1, 2, 0).cpu(), extent=(x, x + w, y + h, y))
+    return figure
+
+
+def by_class(
+    images: Tensor, labels: Tensor, classes: int, count: int = 8
+) -> list[Tensor | None]:
+    """For :func:`pictures`, a row a class: the first ``count`` images of each, None where there are fewer."""
+    rows = [images[(labels == label).nonzero().flatten()[:count]] for label in range(classes)]
+    return [image for row in rows for image in (*row, *[None] * (count - len(row)))]
+
+
+def mistakes(labels: Tensor, probabilities: Tensor, count: int = 16) -> Tensor:
+    """Indices of the wrong predictions, the most confident first; labels: -1 where not known."""
     confidence, guess = probabilities.max(1)
-    wrong = (guess != labels).nonzero().flatten()
-    chosen = wrong[confidence[wrong].argsort(descending=True)][:count]
-    rows = math.ceil(count / 8)
-    figure, axes = _tiles(rows, 8, title, 9, 1.5 * rows + 0.6)
-    for axis, i in zip(axes.flat, chosen.tolist(), strict=False):
-        axis.imshow(_pixels(images[i]))
-        axis.set_title(_plain(f"{classes[int(guess[i])]} {100 * confidence[i]:.0f}%\nis {classes[int(labels[i])]}"), fontsize=8)
-    return figure
+    wrong = ((guess != labels) & (labels >= 0)).nonzero().flatten()
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
 
 
-def samples(images: Tensor, labels: Tensor, classes: Sequence[str], title: str, per_class: int = 8) -> Figure:
-    """The first images of each class, a row a class; of many classes the first 20."""
-    if len(classes) > 20:
-        title, classes = f"{title}, the first 20 of {len(classes)} classes", classes[:20]
-    figure, axes = _tiles(len(classes), per_class, title, 0.8 * per_class + 1.5, 0.8 * len(classes) + 0.6)
-    for label, name in enumerate(classes):
-        for axis, i in zip(axes[label], (labels == label).nonzero().flatten().tolist(), strict=False):
-            axis.imshow(_pixels(images[i]))
-        axes[label, 0].set_ylabel(_plain(name), rotation=0, ha="right", va="center", fontsize=9)
-    return figure
-
-
-def class_balance(parts: dict[str, Tensor], classes: Sequence[str], title: str) -> Figure:
-    """How many images each class has, a panel for each part."""
-    figure, axes = _panels(len(parts), title, 4.5, 3.8)
-    for axis, (name, labels), colour in zip(axes, parts.items(), cycle((BLUE, ORANGE, GREEN)), strict=False):
-        counts = np.bincount(labels[labels >= 0].numpy(), minlength=len(classes))
-        bars = axis.bar(range(len(classes)), counts, color=colour)
-        axis.set_title(f"{name}: {len(labels):,}", fontsize=10)
-        axis.set_ylabel("images")
-        if len(classes) <= 20:
-            axis.bar_label(bars, fmt="{:,.0f}", fontsize=7)
-            axis.set_xticks(range(len(classes)), [_plain(name) for name in classes], rotation=45, ha="right", fontsize=9)
-    return figure
+def captions(
+    probabilities: Tensor, classes: Sequence[str], labels: Tensor | None = None
+) -> list[str]:
+    """"95% cat" of each prediction, and below it, where it is wrong, "is dog"."""
+    confidence, guess = probabilities.max(1)
+    said = [f"{share:.0%} {classes[c]}" for share, c in zip(confidence, guess, strict=True)]
+    truth = guess if labels is None else torch.where(labels < 0, guess, labels)
+    return [f"{text}\nis {classes[t]}" if t != c else text
+            for text, t, c in zip(said, truth, guess, strict=True)]
