@@ -30,6 +30,10 @@ EPILOG = """examples:
 Finished runs are kept in --store and never trained again; a killed command goes on where it was."""
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()  # the shell leaves --store=~/runs to us
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m noisy_student", description="Noisy Student self-training of image classifiers.",
                                 epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,11 +45,11 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     def machine(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--root", default="data", type=Path, help="where downloads and decoded images are kept (default: data)")
+        made.add_argument("--root", default="data", type=_path, help="where downloads and decoded images are kept (default: data)")
         made.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
         made.add_argument("--workers", type=int, help="runs to train at once (default: one a thread on a CPU, at most 4; one on a "
                           "GPU, where more pay under NVIDIA's MPS)")
-        made.add_argument("--store", default="runs", type=Path, help="folder of finished runs (default: runs)")
+        made.add_argument("--store", default="runs", type=_path, help="folder of finished runs (default: runs)")
 
     made = command(train_, "the four experiments on any images, their tables and figures")
     made.add_argument("--data", default="digits", help="digits, cifar10, cifar10-jpeg, cifar100, svhn, or a folder or archive of images "
@@ -61,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
     made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyper-parameter: recipe.epochs=50 for "
                       "both, supervised.epochs or student.epochs for one, threshold=0.8, chain=Convnet5,Resnet9")
-    made.add_argument("--out", default="out", type=Path, help="folder for tables and figures (default: out)")
+    made.add_argument("--out", default="out", type=_path, help="folder for tables and figures (default: out)")
     machine(made)
     made = command(study_, "train what a study lacks, and write its rows into results/")
     made.add_argument("name", help=f"one of {', '.join(studies.study_names())}, or a study's file")
@@ -72,11 +76,11 @@ def parser() -> argparse.ArgumentParser:
     machine(made)
     made = command(plot_, "draw the figures of a study, or of finished experiments, from their rows alone; nothing is trained")
     made.add_argument("name", help="as of study; or a folder with a runs.csv of train")
-    made.add_argument("--out", default="out", type=Path, help="folder for the figure (default: out)")
+    made.add_argument("--out", default="out", type=_path, help="folder for the figure (default: out)")
     made = command(pages_, "write RESULTS.md, the figures of the studies, and the numbers of the README")
     made.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is not what the rows say")
     made = command(tidy_, "list what killed runs left in the store, or remove it")
-    made.add_argument("--store", default="runs", type=Path, help="folder of finished runs (default: runs)")
+    made.add_argument("--store", default="runs", type=_path, help="folder of finished runs (default: runs)")
     made.add_argument("--remove", action="store_true", help="remove it")
     return p
 

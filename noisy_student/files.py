@@ -43,6 +43,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             partial.unlink()
 
 
+def check_writable(*folders: Path) -> None:
+    """Raise OSError unless files can be written into each folder, which is made if need be: before hours of work, not after."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (probe := folder / f".{uuid4().hex}.partial").touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(error.errno, f"{folder} cannot be written to ({error.strerror}): give another folder") from error
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
     """Write contiguous CPU tensors and facts about them, with a checksum over both. Raises OSError as :func:`write_whole`."""
     write_whole(path, save(tensors, {**facts, "digest": _digest(tensors, facts)}))

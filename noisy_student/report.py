@@ -33,30 +33,33 @@ def from_tables(table: pd.DataFrame) -> dict[str, Figure]:
     for name, rows in table.groupby("experiment", sort=False):
         of_variant = rows.drop_duplicates("variant").set_index("variant")
         if name == "grid":
-            drawn["grid"] = figures.heatmap(figures.grid_values(rows, of_variant.m, of_variant.n, of_variant.model), xlabel="m, bound of "
-                                            "the magnitudes", ylabel="n, ops an image", rows=rows)
+            for model, part in rows.groupby("model", sort=False):
+                title = f"RandAugment(n, m), {model} on {part.labels.iloc[0]:,} labels: accuracy on held-out labels, %"
+                drawn[f"grid-{model}"] = figures.grid(part, of_variant.n, of_variant.m, title, xlabel="m, bound of the magnitudes",
+                                                      ylabel="n, ops an image")
         elif name == "label_counts":
             drawn["label_counts"] = figures.line(rows, of_variant.labels, xlabel="labelled images", log=True)
         else:
-            drawn[str(name)] = figures.forest(rows, baseline_of(rows))
+            drawn[str(name)] = figures.forest(rows, baseline_of(rows) or None)
     return drawn
 
 
 def ops(images: Tensor) -> Figure:
-    """The first of ``images`` under each op (rows) at five magnitudes (columns; negative: the other direction)."""
+    """The first of ``images`` under each op (rows) at five magnitudes (columns)."""
     magnitudes = (-10, -5, 0, 5, 10)
     shown = torch.cat([apply_op(images[:1], name, magnitude) for name in OPS for magnitude in magnitudes])
-    return figures.pictures(shown, columns=len(magnitudes), rows=OPS, heads=[f"{m:g}" for m in magnitudes],
+    return figures.pictures(shown, rows=OPS, columns=[f"{m:g}" for m in magnitudes],
                             title="The RandAugment ops by magnitude (negative: the other direction)")
 
 
 def of_model(student: pd.Series, store: Store, test: Images, device: str | torch.device | None = None) -> dict[str, Figure]:
-    """"confusion" of a run, a row of a table, and "mistakes", its most confident ones."""
-    counts = np.array(store.record(student.key)["result"]["confusion"])
+    """"confusion" of a run, a row of run_variants' table, and "mistakes", its most confident ones."""
+    counts, title = np.array(store.record(student.key)["result"]["confusion"]), f"{test.title}: {student.variant}, seed {student.seed}"
     guess = predict(store.model(student.key), test.images, device=device)
-    title = f"{test.title}: {student.variant}, seed {student.seed}"
+    wrong = figures.mistakes(test.labels, guess)
+    captions = figures.captions(guess[wrong], test.classes, test.labels[wrong])
     return {"confusion": figures.confusion(counts, test.classes, title),
-            "mistakes": figures.mistakes(test.images, test.labels, guess, test.classes, title)}
+            "mistakes": figures.pictures(test.images[wrong], captions, title=f"{title}: most confident mistakes")}
 
 
 def save_figures(table: pd.DataFrame, store: Store, train: Images, test: Images, folder: Path,
