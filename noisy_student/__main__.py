@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from . import figures, pages, report, studies, tables
@@ -154,9 +155,17 @@ def train_(args: argparse.Namespace) -> int:
         table = run_variants(runs, seeds, images, test, store, saved_split=saved, device=device, workers=_workers(args, device))
         table.insert(0, "experiment", name)
         done.append(table)
-        print(f"\n{name}\n{tables.compare(table, baseline_of(table)).round(2).to_string(index=False)}", flush=True)
+        shown = tables.compare(table, baseline_of(table)).dropna(axis=1, how="all")
+        if test.labels.bincount(minlength=len(test.classes)).unique().numel() > 1:  # else it is the accuracy
+            shown.insert(2, "balanced_accuracy", shown.variant.map(table.groupby("variant").balanced_accuracy.mean()))
+        print(f"\n{name}\n{shown.round(2).to_string(index=False)}", flush=True)
         report.write_tables(pd.concat(done), store, args.out)
-    paths = report.save_figures(pd.concat(done), store, images, test, args.out, device)
+    table = pd.concat(done)
+    if (table.generation > 0).any():
+        last = table[table.generation > 0].iloc[-1]
+        counts = np.array(store.record(last.key)["result"]["confusion"])
+        print(f"\nby class, {last.variant}, seed {last.seed}\n{tables.per_class(counts, test.classes).round(1).to_string(index=False)}")
+    paths = report.save_figures(table, store, images, test, args.out, device)
     print(f"\ntables and {len(paths)} figures: {args.out.resolve()}")
     return 0
 
