@@ -15,7 +15,6 @@ import tarfile
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
@@ -64,9 +63,10 @@ class Images:
     def title(self) -> str:
         return TITLES.get(self.name, self.name)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over pixels, labels, shape and class names: equal data, equal fingerprint."""
+        """SHA-256 over pixels, labels, shape and class names: equal data, equal fingerprint. Taken at each use (a fraction of a second
+        for CIFAR-10): a kept one would stay when the tensors are changed in place, and a run be stored as that of other images."""
         digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
@@ -231,6 +231,9 @@ class Split:
     def resize(self, train: Images, labeled: int | float) -> Split:
         """The split of the same draw with more or fewer labelled images; the smaller lies within the larger."""
         self.check(train)
+        return self._resized(train, labeled)
+
+    def _resized(self, train: Images, labeled: int | float) -> Split:
         known = int((train.labels >= 0).sum())
         if isinstance(labeled, float) and not 0 < labeled <= 1:
             raise ValueError(f"labeled={labeled} is not a fraction above 0 and up to 1.")
@@ -277,7 +280,7 @@ def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
     """
     check_seed(seed)
     order = torch.cat([_stratified_order(train.labels, seed), (train.labels < 0).nonzero().flatten()])
-    return Split(order, order[:0], seed, train.fingerprint).resize(train, labeled)
+    return Split(order, order[:0], seed, train.fingerprint)._resized(train, labeled)
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:
