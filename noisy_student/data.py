@@ -12,7 +12,7 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -79,11 +79,16 @@ def data_key(train: Images, test: Images) -> str:
     return f"{train.name}-{both[:16]}"
 
 
+def check_classes(mine: Sequence[str | None], its: Sequence[str | None], me: str, it: str) -> None:
+    """Raise ValueError for two lists of class names, of ``me`` and ``it``, that differ in a name, their order or their length."""
+    for i, names in enumerate(zip_longest(mine, its)):
+        if names[0] != names[1]:
+            raise ValueError(f"class {i} is {names[0]!r} of {me} and {names[1]!r} of {it}: give both the same classes.")
+
+
 def check_test_set(train: Images, test: Images) -> None:
     """Raise ValueError unless a model of ``train`` can be scored on ``test``."""
-    for i, (mine, its) in enumerate(zip_longest(train.classes, test.classes)):
-        if mine != its:
-            raise ValueError(f"class {i} is {mine!r} of the training set and {its!r} of the test set: give both the same classes.")
+    check_classes(train.classes, test.classes, "the training set", "the test set")
     shapes = ["x".join(map(str, part.images.shape[1:])) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the training images are {shapes[0]} and the test images {shapes[1]}: give both one size.")
