@@ -64,8 +64,8 @@ class Store:
         """Once: an entry of other code is used all the same, since only VERSION says that the code gives other results."""
         from .runs import git_revision  # which imports this module
 
-        theirs, mine = (record.get("made_with") or {}).get("git"), git_revision()
-        if theirs and mine and theirs != mine and not self._revision_said:
+        theirs = (record.get("made_with") or {}).get("git")
+        if not self._revision_said and theirs and (mine := git_revision()) and theirs != mine:
             self._revision_said = True
             tqdm.write(f"{self.folder / key} was made by revision {theirs} of the code, this is {mine}: such entries are used as they are; "
                        "for trainings of this code alone give another store.")
