@@ -207,8 +207,9 @@ def pages_(args: argparse.Namespace) -> int:
 
 
 def tidy_(args: argparse.Namespace) -> int:
-    for line in Store(args.store).tidy(remove=args.remove):
-        print(line)
+    store = Store(args.store)
+    for folder in store.tidy() if args.remove else store.unfinished():
+        print(folder, "removed" if args.remove else "is of a training that was begun and is not at work: --remove removes it")
     return 0
 
 
