@@ -130,7 +130,7 @@ def table(
     """
     there = set(rows.variant)
     found = compare(rows, {a: b for a, b in study.baseline.items() if {a, b} <= there})
-    found = found.set_index("variant").reindex(shown or found.variant)
+    found = found.set_index("variant").reindex(list(shown or found.variant))
     baselines = found.baseline.dropna().unique()
     variant, accuracy, gain, kept, right, seeds = heads
     if score_column(rows) == "validation_accuracy":
