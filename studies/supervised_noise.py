@@ -31,7 +31,7 @@ def FIGURE(rows: pd.DataFrame) -> Figure:
     """Mean accuracy, network by noise."""
     means = rows.groupby("variant").accuracy.mean()
     table = [[means[f"{network}, {noise}"] for noise in NOISES] for network in NETWORKS]
-    seeds = f"mean of {rows.seed.nunique()} seeds, 5,000 labels alone"
+    seeds = f"CIFAR-10 (JPEG copy), mean of {rows.seed.nunique()} seeds, 5,000 labels alone"
     values = pd.DataFrame(table, NETWORKS, list(NOISES))
     return figures.heatmap(values, subtitle=seeds, unit="test accuracy, %")
 
