@@ -1,16 +1,27 @@
-# make run   installs into .venv and runs both notebooks (DATA=, PROFILE=, OUT= choose what and where to)
-# make test  all tests, lint and types
-# make results  all experiments without Jupyter: tables into results/, figures into assets/
+# make run     installs into .venv and runs both notebooks (DATA=, SIZE=, LABELS=, SEEDS=, RECIPE=, DEVICE=, OUT=)
+# make test    all tests, lint and types
+# make study   trains what a study lacks and writes its rows (NAME=generations); make pages renders them
+# make verify  trains a study's cheapest rows again and says how far they are from the committed ones (NAME=, RUNS=2)
 # make bench, make soak, make audit  speed; long fault tests; known vulnerabilities of the locked packages
-# make lab   opens Jupyter on the notebooks
-PYTHON  ?= python3
-DATA    ?= digits
-PROFILE ?= quick
-NAME    := $(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//I')
-OUT     ?= out/$(NAME)-$(PROFILE)
-BIN     := .venv/bin
+# make lab     opens Jupyter on the notebooks
+PYTHON ?= python3
+DATA   ?= digits
+RECIPE ?= auto
+RUNS   ?= 2
+NAME   ?=
+OUT    ?= out/$(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//I')
+BIN    := .venv/bin
+# What a notebook is not told it decides itself; -r hands over text as it is, -p numbers and lists.
+GIVEN  := -r DATA "$(DATA)" $(foreach v,SIZE LABELS,$(if $($v),-p $v "$($v)"))
+MORE   := -r RECIPE "$(RECIPE)" -r OUT "$(OUT)" $(if $(DEVICE),-r DEVICE "$(DEVICE)") $(if $(SEEDS),-p SEEDS "[$(SEEDS)]")
 
-.PHONY: run test results lab bench soak audit
+KNOWN  := PYTHON DATA SIZE LABELS SEEDS RECIPE DEVICE OUT NAME RUNS ARGS
+UNKNOWN := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))
+ifneq ($(UNKNOWN),)
+$(error unknown variable $(firstword $(UNKNOWN)): make knows $(KNOWN))
+endif
+
+.PHONY: run test study pages verify lab bench soak audit
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noisy_student needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -21,17 +32,25 @@ BIN     := .venv/bin
 
 run: .venv/installed
 	mkdir -p "$(OUT)"
-	$(BIN)/papermill data_split.ipynb "$(OUT)/data_split.ipynb" -r DATA "$(DATA)" -r PROFILE "$(PROFILE)"
-	$(BIN)/papermill run.ipynb "$(OUT)/run.ipynb" -r DATA "$(DATA)" -r PROFILE "$(PROFILE)" -r OUT "$(OUT)"
+	$(BIN)/papermill data_split.ipynb "$(OUT)/data_split.ipynb" $(GIVEN)
+	$(BIN)/papermill run.ipynb "$(OUT)/run.ipynb" $(GIVEN) $(MORE)
 	@cd "$(OUT)" && echo "Executed notebooks, tables and figures: $$PWD"
 
 test: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m noisy_student pages --check
 	$(BIN)/python -m pytest -m "not soak"
 
-results: .venv/installed
-	$(BIN)/python -m noisy_student --data "$(DATA)" --profile "$(PROFILE)" $(ARGS) --out "results/$(NAME)" --figures "assets/$(NAME)"
+study: .venv/installed
+	$(BIN)/python -m noisy_student study "$(NAME)" $(ARGS)
+
+pages: .venv/installed
+	$(BIN)/python -m noisy_student pages
+
+verify: .venv/installed
+	$(BIN)/python -m noisy_student verify "$(NAME)" --runs $(RUNS) $(ARGS)
 
 lab: .venv/installed
 	$(BIN)/jupyter lab run.ipynb

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
 from noisy_student.augment import chunk_size
 from noisy_student.data import check_name
-from noisy_student.experiments import FOUR
+from noisy_student.experiments import EXPERIMENTS
 from noisy_student.files import write_whole
 from noisy_student.step import make_step, sgd, uses_bf16
 from noisy_student.training import device_title, normalise, pick_device
@@ -259,11 +259,11 @@ def suite(source: str, name: str, device: torch.device, store: str) -> pd.DataFr
         raise ValueError(f"the store {store} is not empty: finished runs take no time.")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for experiment in FOUR:
+        for experiment in EXPERIMENTS:
             start, out = time.perf_counter(), f"{folder}/{experiment}"
-            options = {"data": source, "profile": name, "experiments": experiment, "seeds": "0", "device": device.type,
+            options = {"data": source, "recipe": name, "experiments": experiment, "seeds": "0", "device": device.type,
                        "store": store, "out": out}
-            command = [sys.executable, "-m", "noisy_student", *(word for key, value in options.items() for word in (f"--{key}", value))]
+            command = [sys.executable, "-m", "noisy_student", "train", *(word for key, value in options.items() for word in (f"--{key}", value))]
             process, peak = psutil.Popen(command, stdout=subprocess.DEVNULL), 0.0
             while process.poll() is None:
                 peak = max(peak, tree_memory_mb(process))
@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, help="steps a call of the project's loop (default: 200 on a GPU, else 16)")
     parser.add_argument("--parts", default=",".join(PARTS[:-1]), help=f"which of {', '.join(PARTS)} (default: %(default)s); what was "
                         "measured of the others stays in the table")
-    parser.add_argument("--profile", default="quick", help="of the part suite, the four experiments (default: quick)")
+    parser.add_argument("--recipe", default="quick", help="of the part suite, the four experiments (default: quick)")
     parser.add_argument("--store", help="an empty folder that keeps the suite's runs (default: they are not kept)")
     parser.add_argument("--out", default="results/bench")
     parser.add_argument("--assets", default="assets")
@@ -356,7 +356,7 @@ def main() -> None:
         keep("growth", measure(list(growth(data, device)), args.rounds, device))
     if "suite" in parts:
         with tempfile.TemporaryDirectory() as passing:
-            keep("suite", suite(args.data, args.profile, device, args.store or passing))
+            keep("suite", suite(args.data, args.recipe, device, args.store or passing))
     drawn = table[table.what == "noisy_student"]
     if len(drawn):  # by another call, perhaps
         figure = draw(table, f"{title}, torch {drawn.torch.iloc[-1]}, median of {drawn.rounds.iloc[-1]:.0f} rounds")

@@ -6,13 +6,17 @@ The seed of their Runs is 0: :func:`~noisy_student.runs.run_variants` repeats th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import Any
 
+import pandas as pd
+
+from .augment import RandAugment
 from .data import NAMED, Images, check_name
 from .models import MODELS
-from .recipes import Method, check_fields
+from .recipes import Method, Recipe, check_fields
 from .runs import PSEUDO, Run
 
 Variants = dict[str, Run]
@@ -40,6 +44,27 @@ class Plan:
                 raise ValueError(f"{name}={values!r} is not a tuple of one name or more.")
             for value in values:
                 check_name(*(("pseudo-label kind", value, PSEUDO) if name == "kinds" else ("model", value, MODELS)))
+        for n, m in product(self.grid_ns, self.grid_ms):
+            RandAugment(n, m)  # raises what is wrong with them
+        if self.label_counts and min(self.label_counts) < self.labels:
+            raise ValueError(f"label_counts={self.label_counts} has a count below labels={self.labels}: leave it out.")
+
+    def replace(self, changes: Mapping[str, Any]) -> Plan:
+        """A copy with some values changed: fields of Plan, or what :meth:`Method.replace` knows. Raises ValueError for another name."""
+        plan = self
+        for name, value in changes.items():
+            kinds = {f.name: str(f.type) for f in fields(self) if f.name != "method"}
+            if name in kinds:
+                many = kinds[name].startswith("tuple")
+                value = tuple(value) if many and isinstance(value, (list, tuple)) else (value,) if many else value
+                plan = replace(plan, **{name: value})
+            else:
+                parts = ("supervised", "student")
+                valid = [f.name for f in fields(Method) if f.name not in parts]
+                recipes = [f"{part}.{f.name}" for part in ("recipe", *parts) for f in fields(Recipe)]
+                check_name("hyper-parameter", name, [*kinds, *valid, *recipes])
+                plan = replace(plan, method=plan.method.replace(**{name: value}))
+        return plan
 
 
 def default_labels(train: Images) -> int:
@@ -72,7 +97,7 @@ def grid(plan: Plan) -> Variants:
 def baselines(plan: Plan) -> Variants:
     """2. Labels alone: every model of the chain, and the first and the last without each noise."""
     runs = {f"{model} on labels alone": alone(plan, model) for model in plan.chain}
-    noises = {"without RandAugment": {"n": 0}, "without dropout": {"dropout": 0.0}, "without either": {"n": 0, "dropout": 0.0}}
+    noises: dict[str, dict[str, float]] = {"without RandAugment": {"n": 0}, "without dropout": {"dropout": 0.0}, "without either": {"n": 0, "dropout": 0.0}}
     for model in dict.fromkeys((plan.chain[0], plan.chain[-1])):
         runs |= {f"{model} on labels alone, {name}": alone(plan, model, **noise) for name, noise in noises.items()}
     return runs
@@ -101,13 +126,12 @@ EXPERIMENTS: dict[str, Callable[[Plan], Variants]] = {
     "grid": grid, "baselines": baselines, "students": students, "label_counts": label_counts}
 
 
-def baseline_of(variants: Variants) -> dict[str, str]:
-    """For each student the variant that is the same model on as many labels alone, by the first such in ``variants``."""
-    plain: dict[tuple[str, int], str] = {}
-    for name, run in variants.items():
-        if not run.teachers and not run.holdout:
-            plain.setdefault((run.model, run.labels), name)
-    return {name: plain[run.model, run.labels] for name, run in variants.items() if run.teachers and (run.model, run.labels) in plain}
+def baseline_of(table: pd.DataFrame) -> dict[str, str]:
+    """For each student's variant that of the same model on as many labels alone, the first such. table: of run_variants."""
+    rows = table[table.validation_accuracy.isna()].drop_duplicates("variant")
+    plain = rows[rows.generation == 0].drop_duplicates(["model", "labels"]).set_index(["model", "labels"]).variant
+    return {row.variant: plain[row.model, row.labels] for row in rows[rows.generation > 0].itertuples()
+            if (row.model, row.labels) in plain.index}
 
 
 def possible(variants: Variants, train: Images) -> tuple[Variants, str]:

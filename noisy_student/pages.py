@@ -48,7 +48,7 @@ trains what is missing and writes them again. Numbers are means over the seeds, 
 - **accuracy**: on the test images, or on held-out labels where the head says so. ± is half of Student's
   95% interval over the seeds; each seed has its own split, initial weights and noise.
 - **difference**: accuracy minus that of the baseline, in points, paired by seed, with the 95%
-  interval of the paired differences. An interval that includes 0 is within chance.
+  interval of the paired differences. Where it includes 0, the difference is within noise.
 - **kept**: the share of the unlabelled images whose pseudo-label passed the filter.
   **right**: how many of the pseudo-labels kept are right.
 - **seeds**: how many trainings each mean is of.

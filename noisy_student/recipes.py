@@ -128,7 +128,7 @@ class Method:
         for name, value in changes.items():
             part, dot, parameter = name.partition(".")
             if dot:
-                check_name("recipe", part, ("recipe", "supervised", "student"))
+                check_name("recipe", part, ("recipe", "supervised", "student"))  # of Recipe.replace the parameter
                 parts = ("supervised", "student") if part == "recipe" else (part,)
                 method = replace(method, **{p: getattr(method, p).replace(**{parameter: value}) for p in parts})
             else:
@@ -139,11 +139,11 @@ class Method:
 
 _SHORT = Recipe(epochs=25, min_steps=2000, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise
 _LONG = Recipe(epochs=200, min_steps=8000, n=2, m=10, dropout=0.2)
-_SMALL = Recipe(epochs=40, min_steps=1000, batch_size=20, n=1, m=5, dropout=0.2)
+_SMALL = Recipe(epochs=40, min_steps=2000, batch_size=20, n=1, m=5, dropout=0.2)
 # Everywhere students see each label about as often as the models on labels alone (full: three quarters); docs/recipe.md
 # says how these were found.
 RECIPES = {
-    "small": Method(_SMALL, _SMALL.replace(epochs=8), repeat_labels=5),  # up to 5,000 images
+    "small": Method(_SMALL, _SMALL.replace(epochs=8, min_steps=1000), repeat_labels=5),  # up to 5,000 images
     "quick": Method(_SHORT, _SHORT.replace(epochs=9), threshold=0.8, repeat_labels=3),  # minutes on a CPU
     "long": Method(_LONG, _LONG.replace(epochs=30, weight_decay=5e-4), repeat_labels=6),  # hours on a CPU
     "full": Method(_LONG, _LONG.replace(epochs=50, batch_size=512, lr=0.4, weight_decay=5e-4, n=1, m=5), threshold=0.8,

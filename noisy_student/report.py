@@ -1,4 +1,4 @@
-"""Tables and figures of a set of experiments, written to a folder."""
+"""What a finished set of experiments leaves in a folder: its tables and its figures."""
 
 from __future__ import annotations
 
@@ -8,74 +8,64 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from . import figures
 from .augment import OPS, apply_op
 from .data import Images
+from .experiments import baseline_of
 from .files import write_whole
-from .statistics import PARTS
 from .store import Store
 from .training import predict
 
-NEEDED = {"experiment", "model", "teacher", "pseudo", "generation", "labels", "n", "m", "dropout", "seed", "device", "title", "accuracy",
-          "validation_accuracy", "pseudo_accuracy", "key"}  # columns that the figures read, student_ablation those of PARTS too
-
 
 def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
-    """``runs.csv``, a row per run and experiment, and ``history.csv``, a row per run and epoch; each whole or not at all."""
+    """Write ``runs.csv``, a row per experiment, variant and seed, and ``history.csv``, a row per run and epoch."""
     for name, content in {"runs.csv": table, "history.csv": store.history(*table.key.unique())}.items():
         write_whole(folder / name, content.to_csv(index=False, float_format="%.6g").encode())
 
 
-def plot_tables(table: pd.DataFrame, history: pd.DataFrame, folder: Path) -> list[Path]:
-    """Every figure that the experiments in the two tables allow: no images, no models, no GPU are needed."""
-    present = set(table.get("experiment", ()))
-    needed = NEEDED | {*PARTS, "kept"} if "student_ablation" in present else NEEDED
-    for name, columns, there in ("runs.csv", needed, table), ("history.csv", {"key", "epoch", "loss", "accuracy"}, history):
-        if missing := sorted(columns - set(there)):
-            raise ValueError(f"the table has no column {missing[0]!r}: it is not a {name} of this package.")
-    without_noise = (table.experiment == "baselines") & ((table.n == 0) | (table.dropout == 0))
-    allowed = {figures.result1: {"baselines", "students"} <= present, figures.result2: "label_counts" in present,
-               figures.grid: "grid" in present, figures.ablation: without_noise.any(),
-               figures.generations: not present.isdisjoint({"generations", "students"}),
-               figures.student_ablation: "student_ablation" in present}
-    drawn = {draw.__name__: draw(table) for draw, there in allowed.items() if there}
-    if "students" in present:
-        drawn["curves"] = figures.curves(history, table)
-    return [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+def from_tables(table: pd.DataFrame) -> dict[str, Figure]:
+    """A figure for each experiment in ``table`` (a ``runs.csv``): no images, no models, no GPU are needed."""
+    if missing := sorted({"experiment", "variant", "seed", "accuracy", "validation_accuracy", "labels", "key"} - set(table)):
+        raise ValueError(f"the table has no column {missing[0]!r}: it is not a runs.csv of this package.")
+    drawn: dict[str, Figure] = {}
+    for name, rows in table.groupby("experiment", sort=False):
+        of_variant = rows.drop_duplicates("variant").set_index("variant")
+        if name == "grid":
+            for model, part in rows.groupby("model", sort=False):
+                title = f"RandAugment(n, m), {model} on {part.labels.iloc[0]:,} labels: accuracy on held-out labels, %"
+                drawn[f"grid-{model}"] = figures.grid(part, of_variant.n, of_variant.m, title, xlabel="m, bound of the magnitudes",
+                                                      ylabel="n, ops an image")
+        elif name == "label_counts":
+            drawn["label_counts"] = figures.line(rows, of_variant.labels, xlabel="labelled images", log=True)
+        else:
+            drawn[str(name)] = figures.forest(rows, baseline_of(rows) or None)
+    return drawn
 
 
-def last_student(table: pd.DataFrame) -> pd.Series:
-    """The row of the first seed's last student of the chain: a soft one, if there is one. table: rows of "students"."""
-    rows = table[table.experiment == "students"]
-    rows = rows[rows.seed == rows.seed.iloc[0]]
-    kind = "soft" if "soft" in set(rows.pseudo) else "hard"
-    return rows[rows.pseudo.isin([kind, "none"])].sort_values("generation").iloc[-1]
+def ops(images: Tensor) -> Figure:
+    """The first of ``images`` under each op (rows) at five magnitudes (columns)."""
+    magnitudes = (-10, -5, 0, 5, 10)
+    shown = torch.cat([apply_op(images[:1], name, magnitude) for name in OPS for magnitude in magnitudes])
+    return figures.pictures(shown, rows=OPS, columns=[f"{m:g}" for m in magnitudes],
+                            title="The RandAugment ops by magnitude (negative: the other direction)")
 
 
-def teacher_of(student: pd.Series, table: pd.DataFrame) -> pd.Series:
-    """The row of a chain's student's teacher; in a chain of one model, that model itself."""
-    rows = table[(table.experiment == "students") & (table.seed == student.seed) & (table.generation == max(0, student.generation - 1))]
-    return rows[rows.pseudo.isin([student.pseudo, "none"])].iloc[0]
-
-
-def student_figures(table: pd.DataFrame, store: Store, test: Images, device: str | torch.device | None = None) -> dict[str, Figure]:
-    """"confusion" of the first seed's last student, and "mistakes", the most confident ones, of its teacher."""
-    row = last_student(table)
-    teacher = teacher_of(row, table)
-    kind = "supervised" if row.pseudo == "none" else f"{row.pseudo} student"
-    counts = np.array(store.record(row.key)["result"]["confusion"])
-    guess = predict(store.model(teacher.key), test.images, device=device)
-    title = f"{test.title}: most confident mistakes of the teacher {teacher.model}, seed {row.seed}"
-    return {"confusion": figures.confusion(counts, test.classes, f"{test.title}: {row.model}, {kind}, seed {row.seed}"),
-            "mistakes": figures.mistakes(test.images, test.labels, guess, test.classes, title)}
+def of_model(student: pd.Series, store: Store, test: Images, device: str | torch.device | None = None) -> dict[str, Figure]:
+    """"confusion" of a run, a row of run_variants' table, and "mistakes", its most confident ones."""
+    counts, title = np.array(store.record(student.key)["result"]["confusion"]), f"{test.title}: {student.variant}, seed {student.seed}"
+    guess = predict(store.model(student.key), test.images, device=device)
+    wrong = figures.mistakes(test.labels, guess)
+    captions = figures.captions(guess[wrong], test.classes, test.labels[wrong])
+    return {"confusion": figures.confusion(counts, test.classes, title),
+            "mistakes": figures.pictures(test.images[wrong], captions, title=f"{title}: most confident mistakes")}
 
 
 def save_figures(table: pd.DataFrame, store: Store, train: Images, test: Images, folder: Path,
-                 device: str | torch.device | None) -> list[Path]:
-    """The figures of :func:`plot_tables`, and those that show images or need a model."""
-    paths = plot_tables(table, store.history(*table.key.unique()), folder)
-    drawn = {"ops": figures.ops(train.images[:1], apply_op, OPS, (-10, -5, 0, 5, 10))}
-    if "students" in set(table.experiment):
-        drawn |= student_figures(table, store, test, device)
-    return paths + [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+                 device: str | torch.device | None = None) -> list[Path]:
+    """The figures of :func:`from_tables`, the RandAugment ops, and those of the last student."""
+    drawn = {**from_tables(table), "ops": ops(train.images)}
+    if (table.generation > 0).any():
+        drawn |= of_model(table[table.generation > 0].iloc[-1], store, test, device)
+    return [figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]

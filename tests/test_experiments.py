@@ -1,254 +1,116 @@
-from dataclasses import asdict, fields, replace
-from itertools import pairwise
-
-import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from noisy_student import Images, Recipe, Run, experiments
-from noisy_student.experiments import EXPERIMENTS, FOUR, Settings, experiment_runs, override, profile, run_experiment
-from noisy_student.runs import STUDENT_OPTIONS, prepare
-from noisy_student.statistics import summary
+from noisy_student import RECIPES, Images, Recipe, load
+from noisy_student.experiments import EXPERIMENTS, Plan, baseline_of, default_labels, possible
+from noisy_student.recipes import Method, named_recipe
+
+CPU = torch.device("cpu")
+PLAN = Plan(RECIPES["quick"])
 
 
-def images(count: int, name: str = "photos", known: int | None = None) -> Images:
-    labels = torch.arange(count) % 10
+def images(count: int, known: int, classes: int = 10, name: str = "photos") -> Images:
+    labels = torch.arange(count) % classes
     labels[known:] = -1
-    return Images(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), labels if known is not None else torch.arange(count) % 10,
-                  tuple("abcdefghij"), name)
+    return Images(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), labels, tuple(map(str, range(classes))), name)
 
 
-FULL = Settings(Recipe(epochs=8), Recipe(epochs=4), seeds=(0, 1))
+def test_the_grid_holds_labels_out() -> None:
+    runs = EXPERIMENTS["grid"](Plan(RECIPES["quick"], grid_ns=(0, 1, 2), grid_ms=(3, 5)))
+    assert list(runs) == [f"Convnet5, RandAugment ({n}, {m})" for n, m in [(0, 3), (1, 3), (1, 5), (2, 3), (2, 5)]]
+    assert all(run.holdout == 0.2 and not run.teachers for run in runs.values())
+    assert all(f"({run.recipe.n}, {run.recipe.m:g})" in name for name, run in runs.items())
 
 
-def test_grid_is_scored_on_labels_and_complete() -> None:
-    runs = [run for seed in FULL.seeds for run in EXPERIMENTS["grid"](FULL, seed)]
-    assert len(runs) == len({r.key for r in runs}) == 2 * 7 * 6  # models x ns x ms, first seed only
-    assert all(r.holdout == 0.2 and r.teacher is None for r in runs)
-    without = EXPERIMENTS["grid"](override(FULL, {"grid_ns": [0, 1], "grid_ms": [5, 10]}), 0)
-    cells = [(r.recipe.n, r.recipe.m) for r in without if r.model == "Resnet9"]
-    assert cells == [(0, 5), (1, 5), (1, 10)], "no ops have no magnitude: one run"
+def test_labels_alone_with_and_without_each_noise() -> None:
+    runs = EXPERIMENTS["baselines"](PLAN)
+    assert list(runs)[:4] == [f"{model} on labels alone" for model in PLAN.chain] and len(runs) == 4 + 2 * 3
+    noises = {name.partition(", ")[2]: (run.recipe.n, run.recipe.dropout) for name, run in runs.items() if name.startswith("Resnet9")}
+    assert noises == {"": (1, 0.2), "without RandAugment": (0, 0.2), "without dropout": (1, 0.0), "without either": (0, 0.0)}
 
 
-def test_baselines_switch_each_noise_off() -> None:
-    runs = EXPERIMENTS["baselines"](FULL, 1)
-    for model in FULL.chain:
-        noises = [(r.recipe.n > 0, r.recipe.dropout > 0) for r in runs if r.model == model]
-        assert noises == [(True, True), (False, True), (True, False), (False, False)]
-    assert all(r.seed == 1 and r.labels == 5000 for r in runs)
+def test_the_chain_is_that_of_the_paper() -> None:
+    """Each student learns from the one before, the first from an ensemble; further generations are of the first kind alone."""
+    runs = EXPERIMENTS["students"](Plan(RECIPES["quick"], generations=2))
+    soft = [run for run in runs.values() if run.teachers and run.pseudo == "soft"]
+    assert [run.model for run in soft] == ["Convnet6", "Resnet6", "Resnet9", "Resnet9", "Resnet9"]
+    assert [run.generation for run in soft] == [1, 2, 3, 4, 5] and len(soft[0].teachers) == 3
+    assert all(student.teachers == (teacher,) for teacher, student in zip(soft, soft[1:], strict=False))
+    assert soft[0].teachers[0] == runs["Convnet5 on labels alone"], "trained once"
+    assert sum(run.pseudo == "hard" for run in runs.values()) == 3
+    assert {(run.threshold, run.repeat_labels, run.recipe.epochs) for run in soft} == {(0.8, 3, 9)}
 
 
-def test_students_descend_from_one_teacher() -> None:
-    runs = EXPERIMENTS["students"](FULL, 0)
-    assert [(r.model, r.pseudo, r.generation) for r in runs] == [
-        ("Convnet5", "none", 0), ("Convnet6", "soft", 1), ("Resnet6", "soft", 2), ("Resnet9", "soft", 3),
-        ("Convnet6", "hard", 1), ("Resnet6", "hard", 2), ("Resnet9", "hard", 3)]
-    assert runs[3].teacher == runs[2] and runs[6].teacher == runs[5]
-    assert {r.pseudo for r in (runs[4], runs[5], runs[6])} == {"hard"}
-    assert runs[0] in EXPERIMENTS["baselines"](FULL, 0), "the teacher is the baseline: trained once"
-    assert runs[0].recipe == FULL.supervised and {r.recipe for r in runs[1:]} == {FULL.student}
+def test_a_chain_of_one_model_and_one_kind() -> None:
+    runs = EXPERIMENTS["students"](PLAN.replace({"chain": "Resnet9", "kinds": ["hard"], "generations": 2, "teachers": 5}))
+    assert [(run.model, run.generation, len(run.teachers)) for run in runs.values()] == [
+        ("Resnet9", 0, 0), ("Resnet9", 1, 5), ("Resnet9", 2, 1)]
 
 
-def test_students_have_the_options_of_the_settings() -> None:
-    options = {"threshold": 0.7, "balance": True, "flip_average": True, "temperature": 0.5, "ensemble": 2, "repeat_labels": 3}
-    assert set(options) == set(STUDENT_OPTIONS) and not options.items() & asdict(FULL).items()
-    settings = override(FULL, {**options, "student_ensemble": 2})
-    students = [run for run in EXPERIMENTS["generations"](settings, 0) if run.teacher]
-    assert len(students) == 5 and all(getattr(run, name) == value for run in students for name, value in options.items())
+def test_label_counts() -> None:
+    assert [run.labels for run in EXPERIMENTS["label_counts"](PLAN).values()] == [5000, 10000, 20000]
+    more = EXPERIMENTS["label_counts"](PLAN.replace({"label_counts": (5000, 6000)}))
+    assert list(more) == ["Resnet9 on 5,000 labels", "Resnet9 on 6,000 labels"]
 
 
-def test_what_hard_students_cannot_depend_on_does_not_train_them_again() -> None:
-    sharp, plain = (EXPERIMENTS["students"](override(FULL, {"temperature": t}), 0) for t in (0.5, 1.0))
-    assert [run in plain for run in sharp if run.pseudo == "hard"] == [True] * 3
-    assert [run in plain for run in sharp if run.pseudo == "soft"] == [False] * 3
-    for kinds in (["soft", "hard"], ["hard", "soft"]):
-        settings = override(FULL, {"temperature": 0.5, "kinds": kinds, "chain": ["Resnet9"], "generations": 1})
-        (other,) = [run for run in EXPERIMENTS["student_ablation"](settings, 0) if run.pseudo == kinds[1]]
-        assert other in EXPERIMENTS["generations"](replace(settings, kinds=(kinds[1],)), 0), "the ablation's student is the generations'"
+def test_what_images_cannot_give_is_left_out_in_one_line() -> None:
+    """One label a class: the grid has none to hold out, more labels are not there; all else runs."""
+    one = Plan(RECIPES["small"], labels=6)
+    runs, said = possible(EXPERIMENTS["grid"](one), images(60, 6, 6))
+    assert not runs and said == "left out: Convnet5, RandAugment (1, 2) and 8 more (a fifth of 6 labels cannot be held out from 6 classes)."
+    runs, said = possible(EXPERIMENTS["label_counts"](one), images(60, 6, 6))
+    assert list(runs) == ["Resnet9 on 6 labels"] and said == "left out: Resnet9 on 12 labels and 1 more (there are 6 labels)."
+    assert possible(EXPERIMENTS["students"](one), images(60, 6, 6))[1] == ""
 
 
-def test_generations_go_on_from_the_chain() -> None:
-    runs = EXPERIMENTS["generations"](FULL, 0)
-    assert [r.generation for r in runs] == [0, 1, 2, 3, 4, 5] and [r.model for r in runs[3:]] == ["Resnet9"] * 3
-    assert runs[5].teacher == runs[4] and runs[3] in EXPERIMENTS["students"](FULL, 0)
-    assert {r.pseudo for r in runs[1:]} == {"soft"}, "the first of the kinds"
+@pytest.mark.parametrize(("count", "known", "labels"), [(50_000, 50_000, 5000), (10_000, 10_000, 5000), (1300, 1300, 130),
+                                                        (60, 60, 20), (15, 15, 15), (1000, 70, 70)])
+def test_how_many_are_labelled_where_nobody_says(count: int, known: int, labels: int) -> None:
+    assert default_labels(images(count, known)) == labels
 
 
-def test_label_counts_bound_the_steps() -> None:
-    runs = EXPERIMENTS["label_counts"](FULL, 0)
-    assert [r.labels for r in runs] == list(FULL.label_counts) and {r.model for r in runs} == {FULL.chain[-1]}
-    assert [r.recipe.epochs for r in runs if r.labels <= 20000] == [8] * 7
-    steps = [r.labels * r.recipe.epochs for r in runs]
-    assert max(steps) <= 4.3 * steps[0]
-    assert runs[0] in EXPERIMENTS["baselines"](FULL, 0)
+def test_the_baseline_of_a_student_is_its_model_on_as_many_labels() -> None:
+    table = pd.DataFrame([("grid", "a", 0, 5, float("nan"), 1.0), ("big alone", "a", 0, 9, 1.0, None), ("alone", "a", 0, 5, 1.0, None),
+                          ("other", "b", 0, 5, 1.0, None), ("student", "a", 1, 5, 1.0, None), ("orphan", "c", 1, 5, 1.0, None)],
+                         columns=["variant", "model", "generation", "labels", "accuracy", "validation_accuracy"])
+    assert baseline_of(table) == {"student": "alone"}
 
 
-def test_road_leads_from_the_original_to_ours() -> None:
-    runs = [run for run in experiment_runs("road", replace(FULL, seeds=(0,))) if run.model == "Convnet5"]
-    assert len({run.key for run in runs}) == len(runs) == 6 and runs[-1].recipe == FULL.supervised
-    assert runs[0].recipe == Recipe.original(faults=True).replace(epochs=8)
-    changed = [{f.name for f in fields(Recipe) if getattr(a.recipe, f.name) != getattr(b.recipe, f.name)}
-               for a, b in pairwise(runs)]
-    assert changed[0] == {"fault_eval"} and changed[1] == {"fault_equalize"} and changed[3] == {"flip", "crop"}
+def test_auto_takes_the_recipe_for_the_images_and_the_device() -> None:
+    assert named_recipe("auto", images(5000, 5000), CPU) == RECIPES["small"]
+    assert named_recipe("auto", images(5001, 5001), CPU) == RECIPES["quick"]
+    assert named_recipe("auto", images(5001, 5001), torch.device("cuda")) == RECIPES["full"]
+    digits = named_recipe("small", load("digits")[0], CPU)
+    assert not digits.supervised.flip and not digits.student.flip and not digits.flip_average and digits.student.crop == 2
+    with pytest.raises(ValueError, match="unknown recipe 'quik'; did you mean quick"):
+        named_recipe("quik", images(10, 10), CPU)
 
 
-def test_student_ablation_changes_one_part_at_a_time() -> None:
-    teacher, ours, *changed = EXPERIMENTS["student_ablation"](FULL, 0)
-    assert teacher in EXPERIMENTS["baselines"](FULL, 0) and (ours.model, ours.teacher, ours.pseudo) == ("Resnet9", teacher, "soft")
-
-    def values(run: Run) -> dict[str, object]:
-        return asdict(run) | asdict(run.recipe)
-
-    found = [{name: value for name, value in values(run).items() if value != values(ours)[name] and name != "recipe"} for run in changed]
-    assert found == [{"n": 0}, {"dropout": 0}, {"n": 0, "dropout": 0}, {"n": 0, "dropout": 0, "flip": False, "crop": 0},
-                     {"stochastic_depth": 0.2}, {"pseudo": "hard"}, {"threshold": 0.8}, {"balance": True}, {"flip_average": True},
-                     {"ensemble": 3}, {"repeat_labels": 3}]
-    other = override(FULL, {"threshold": 0.8, "ensemble": 3, "repeat_labels": 2, "kinds": ["hard"], "recipe.n": 0})
-    runs = experiment_runs("student_ablation", replace(other, seeds=(0,)))
-    assert len(set(runs)) == len(runs) == 11, "without RandAugment there is none to leave out"
-    options = [(r.pseudo, r.threshold, r.ensemble, r.repeat_labels) for r in (runs[-6], runs[-2])]
-    assert options == [("soft", 0.8, 3, 2), ("hard", 0.8, 1, 2)]
-    plain = EXPERIMENTS["student_ablation"](override(FULL, {"chain": ["Convnet5", "Convnet6"]}), 0)
-    assert not any(r.recipe.stochastic_depth for r in plain), "a plain network has no branch to skip"
+def test_a_plan_is_changed_by_name() -> None:
+    changed = PLAN.replace({"recipe.n": 3, "student.epochs": 7, "threshold": 0.5, "chain": ["Convnet5", "Resnet9"], "labels": 50})
+    assert (changed.method.supervised.n, changed.method.student.n, changed.method.student.epochs) == (3, 3, 7)
+    assert changed.method.supervised.epochs == 25 and changed.method.threshold == 0.5
+    assert changed.chain == ("Convnet5", "Resnet9") and changed.labels == 50 and PLAN.labels == 5000
 
 
-def test_equal_runs_count_once() -> None:
-    """Otherwise a run that two settings share would count as two in means and deviations."""
-    silent = override(FULL, {"supervised.dropout": 0, "chain": ["Resnet9", "Resnet9"], "seeds": [0, 1]})
-    for name in EXPERIMENTS:
-        runs = experiment_runs(name, silent)
-        assert len(runs) == len(set(runs)), name
-    assert len(experiment_runs("baselines", silent)) == 2 * 2  # with and without RandAugment
-
-
-@pytest.mark.parametrize(("train", "name"), [
-    (images(50000, "cifar10"), "full"), (images(50000, "cifar10"), "long"), (images(50000), "quick"), (images(1300, "digits"), "quick"),
-    (images(300), "full"), (images(70000, "svhn", 40000), "full"), (images(60, known=20), "quick"),
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"treshold": 0.5}, "unknown hyper-parameter 'treshold'; did you mean threshold"),
+    ({"recipe.epoch": 1}, "unknown hyper-parameter 'recipe.epoch'; did you mean recipe.epochs"),
+    ({"chain": ["Resnet8"]}, "unknown model 'Resnet8'; did you mean Resnet"), ({"chain": []}, "chain=.* is not a tuple of one name"),
+    ({"kinds": "none"}, "unknown pseudo-label kind 'none'"), ({"grid_ns": [15]}, "n=15 is not a whole number of ops"),
+    ({"label_counts": [10]}, "label_counts=.* has a count below labels=5000"), ({"labels": 1}, "labels=1 is not a whole number from 2"),
+    ({"teachers": 0}, "teachers=0 is not"), ({"threshold": 2}, "threshold=2 is not"), ({"repeat_labels": 10**6}, "repeat_labels=1000000 is"),
+    ({"generations": -1}, "generations=-1 is not"),
 ])
-def test_profiles_fit_the_data(train: Images, name: str) -> None:
-    settings = profile(name, train, "cpu")
-    known = int((train.labels >= 0).sum())
-    assert len(train.classes) <= settings.labels <= known and settings.labels < len(train)
-    assert settings.label_counts[0] == settings.labels and max(settings.label_counts) <= known
-    digits = train.name in ("digits", "svhn")
-    for recipe in (settings.supervised, settings.student):
-        assert (recipe.flip, recipe.crop) == ((False, 2) if digits else (True, 4))
-    assert settings.flip_average == (not digits), "no teacher sees mirrored digits either"
-    for build in EXPERIMENTS.values():
-        assert build(settings, settings.seeds[0])
-
-
-@pytest.mark.parametrize("count", [99, 120, 199, 2000, 5200, 9000])
-@pytest.mark.parametrize("name", ["quick", "full"])
-def test_without_a_wish_most_images_are_left_to_the_students(count: int, name: str) -> None:
-    assert 20 <= profile(name, images(count), "cpu").labels <= count / 2
-
-
-def test_many_classes_have_labels_to_learn_and_to_validate_on() -> None:
-    labels = torch.arange(4000) % 200
-    train = Images(torch.zeros(4000, 3, 8, 8, dtype=torch.uint8), labels, tuple(map(str, range(200))), "photos")
-    settings = profile("quick", train, "cpu")
-    assert settings.labels == 400
-    prepare([run for name in FOUR for run in experiment_runs(name, settings)], train, train)
-
-
-def test_own_folder_with_few_labels_uses_them_all() -> None:
-    settings = profile("quick", images(8000, known=300), "cpu")
-    assert settings.labels == 300 and settings.label_counts == (300,)
-    reference = profile("quick", images(50000, "cifar10"), "cpu")
-    assert settings.supervised.epochs == 10 * reference.supervised.epochs
-    assert settings.student.epochs == round(6.25 * reference.student.epochs)
-
-
-@pytest.mark.parametrize(("train", "name"), [(images(1300, "digits"), "full"), (images(6000), "full"), (images(20_000), "full"),
-                                             (images(20_000), "long")])
-def test_students_of_smaller_data_take_about_as_many_steps(train: Images, name: str) -> None:
-    def steps(train: Images) -> int:
-        settings = profile(name, train, "cpu", labels=len(train) // 10)
-        pool = len(train) - settings.labels + settings.labels * settings.repeat_labels
-        assert settings.student.lr / settings.student.batch_size == pytest.approx(0.1 / 128)
-        return settings.student.epochs * (pool // settings.student.batch_size)
-
-    assert 0.8 < steps(train) / steps(images(50_000, "cifar10")) < 1.7
-
-
-def test_auto_profile_is_full_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    train = images(50000)
-    assert profile("quick", train) != profile("full", train)
-    for device, name in {"cpu": "quick", "mps": "quick", "cuda": "full"}.items():
-        monkeypatch.setattr(experiments, "pick_device", lambda _, device=device: torch.device(device))
-        assert profile("auto", train) == profile(name, train)
-    with pytest.raises(ValueError, match="unknown profile 'fast'"):
-        profile("fast", train)
-
-
-def test_overrides() -> None:
-    changed = override(FULL, {"labels": None, "seeds": [4], "recipe.epochs": 3, "student.lr": 0.5, "threshold": 1, "grid_ms": range(2, 4)})
-    assert changed.labels == 5000 and changed.seeds == (4,) and changed.threshold == 1 and changed.grid_ms == (2, 3)
-    assert override(FULL, {"grid_ms": [2.5]}).grid_ms == (2.5,)
-    numpy = override(FULL, {"labels": np.int64(5000), "seeds": list(np.arange(2)), "threshold": np.float32(0.5), "student.n": np.int8(2)})
-    assert [r.key for r in experiment_runs("students", numpy)] == [r.key for r in experiment_runs("students", replace(FULL, threshold=0.5))]
-    assert changed.supervised.epochs == changed.student.epochs == 3 and (changed.supervised.lr, changed.student.lr) == (0.1, 0.5)
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"lables": 5}, "did you mean labels"), ({"recipe.epoch": 5}, "did you mean epochs"),
-    ({"lables": None}, "did you mean labels"), ({"student.epoch": None}, "did you mean epochs"),
-    ({"seeds": ()}, "is empty: one int or more"),
-    ({"grid_ns": [1, 1]}, "names a value twice"),
-    ({"grid_seeds": 0}, "grid_seeds=0 is not a whole number from 1"), ({"labels": 0}, "labels=0 is not a whole number from 2\\.$"),
-    ({"generations": -1}, "generations=-1 is not a whole number from 0"),
-    ({"student_ensemble": 0}, "student_ensemble=0 is not a whole number from 1"),
-    ({"ablation_models": ["Resnet6"], "chain": ["Resnet9"]}, "ablation_models names Resnet6, which is not in the chain, Resnet9"),
-    ({"label_counts": [50, 80, 200], "labels": 100}, "has a count below labels=100"),
-    ({"labels": "many"}, "not of the right kind"), ({"labels": np.True_}, "not of the right kind"),
-    ({"seeds": [0.5]}, "not of the right kind"), ({"recipe.dropout": 1.5}, "dropout=1.5"),
-])
-def test_bad_overrides(change: dict[str, object], message: str) -> None:
+def test_a_plan_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        override(FULL, change)
+        PLAN.replace(changes)
 
 
-def test_run_experiment(tiny: tuple[Images, Images], tmp_path: object) -> None:
-    recipe = Recipe(epochs=1, batch_size=10, n=1)
-    settings = Settings(recipe, recipe, seeds=(0, 1), labels=20, chain=("Convnet5", "Convnet6"))
-    table = run_experiment("students", settings, *tiny, f"{tmp_path}", device="cpu", workers=1, progress=False)
-    assert list(table.experiment.unique()) == ["students"] and len(table) == 6
-    shown = summary(table)
-    assert list(shown.seeds) == [2, 2, 2]
-    for _, row in shown.iterrows():
-        group = table[(table.model == row.model) & (table.pseudo == row.pseudo)]
-        assert row.accuracy == pytest.approx(group.accuracy.mean(), abs=0.006)
-        assert row["std"] == pytest.approx(abs(group.accuracy.iloc[0] - group.accuracy.iloc[1]) / 2**0.5, abs=0.006)
-    with pytest.raises(ValueError, match="did you mean students"):
-        run_experiment("student", settings, *tiny, f"{tmp_path}")
-
-
-def test_students_that_teach_are_ensembles_where_asked() -> None:
-    settings = Settings(Recipe(), Recipe(), chain=("Convnet5", "Resnet9"), ensemble=5, student_ensemble=3, generations=2)
-    runs = EXPERIMENTS["generations"](settings, 0)
-    assert [run.ensemble for run in runs] == [1, 5, 3, 3]
-    assert [[(t.model, t.generation, t.member) for t in run.teachers] for run in runs[2:]] == [
-        [("Resnet9", 1, 0), ("Resnet9", 1, 1), ("Resnet9", 1, 2)], [("Resnet9", 2, 0), ("Resnet9", 2, 1), ("Resnet9", 2, 2)]]
-    assert {t.teacher for t in runs[3].teachers} == {runs[1]}, "members share their teachers"
-
-
-def test_by_default_only_the_first_teacher_is_an_ensemble_and_kinds_choose_the_chains() -> None:
-    settings = Settings(Recipe(), Recipe(), ensemble=3, kinds=("hard",))
-    runs = EXPERIMENTS["generations"](settings, 0)
-    assert [run.ensemble for run in runs] == [1, 3, 1, 1, 1, 1] and {run.pseudo for run in runs[1:]} == {"hard"}
-    assert len(runs[1].teachers) == 3 and len({teacher.key for teacher in runs[1].teachers}) == 3
-    assert runs[0] == runs[1].teachers[0], "the teacher of the table is the ensemble's first"
-    assert [run.pseudo for run in EXPERIMENTS["students"](settings, 0)] == ["none", "hard", "hard", "hard"]
-
-
-def test_labels_are_known_before_the_profile_fits_the_epochs() -> None:
-    settings = profile("quick", images(50000), "cpu", labels=200)
-    assert settings.labels == 200 and settings.label_counts == (200, 400, 800, 2000)
-    assert settings.supervised.epochs == 10 * profile("quick", images(50000), "cpu").supervised.epochs
-
-
-def test_experiments_are_named() -> None:
-    assert list(EXPERIMENTS) == [*FOUR, "road", "student_ablation"]
-    assert list(FOUR) == ["grid", "baselines", "students", "generations", "label_counts"]
-    assert all(getattr(experiments, name) is function for name, function in EXPERIMENTS.items())
+def test_every_recipe_trains_few_images_for_long_enough() -> None:
+    """Of 6 classes x 5 labels, 40 steps gave 32%, 1,000 gave 95% (docs/recipe.md): the floor is in steps, for students too."""
+    for method in RECIPES.values():
+        assert min(method.supervised.min_steps, method.student.min_steps) >= 1000
+        assert method.supervised.epochs_for(30) * max(1, 30 // method.supervised.batch_size) >= 1000
+    assert isinstance(RECIPES["full"], Method) and isinstance(RECIPES["full"].student, Recipe)

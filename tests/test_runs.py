@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import combinations
@@ -20,7 +21,7 @@ import psutil
 import pytest
 import torch
 import torchvision
-from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
 from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
 from noisy_student.data import Images, data_key
@@ -31,7 +32,7 @@ from noisy_student.workers import default_workers, helpers
 
 FAST = Recipe(epochs=2, batch_size=10, n=1, precision="fp32")
 TEACHER = Run("Convnet5", 20, FAST)
-STUDENT = Run("Convnet6", 20, FAST, TEACHER, "soft")
+STUDENT = Run("Convnet6", 20, FAST, (TEACHER,))
 Pair = tuple[Images, Images]
 
 
@@ -120,9 +121,12 @@ def test_another_runs_entry_is_not_taken(tiny: Pair, tmp_path: Path) -> None:
     assert Store(tmp_path).load_checkpoint(other) is None
 
 
-@pytest.mark.parametrize("change", [{"recipe": {"epochs": 1}}, {"teacher": "Convnet5", "pseudo": "soft"}])
-def test_what_is_no_recipe_or_teacher_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"recipe=.* and teacher=.*: a Recipe is wanted, and a Run or None"):
+@pytest.mark.parametrize(("change", "message"), [
+    ({"recipe": {"epochs": 1}}, "recipe=.* is not a Recipe"), ({"teachers": ("Convnet5",)}, "teachers=.* is not a tuple of Runs"),
+    ({"teachers": TEACHER}, r"teachers=.* is not a tuple of Runs: write teachers=\(teacher,\)"),
+    ({"teachers": (TEACHER, TEACHER)}, r"two teachers of .* are the same training: .* run.members\(3\)")])
+def test_what_is_no_recipe_or_teacher_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(TEACHER, **change)  # type: ignore[arg-type]
 
 
@@ -153,11 +157,11 @@ def test_revision_is_asked_without_touching_the_index(tmp_path: Path, monkeypatc
     for touched, expected in ("1", revision), ("2", f"{revision}+"):
         (tmp_path / "runs.py").write_text(touched)
         before = (tmp_path / ".git" / "index").stat().st_mtime_ns
-        assert runs._git_revision() == expected
+        assert runs.git_revision.__wrapped__() == expected
         assert (tmp_path / ".git" / "index").stat().st_mtime_ns == before
     (tmp_path / "elsewhere.py").touch()
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "elsewhere.py"))
-    assert runs._git_revision() is None, "a file that git does not know, as of a package installed within some repository"
+    assert runs.git_revision.__wrapped__() is None, "a file that git does not know, as of a package installed within some repository"
 
 
 def test_a_run_of_other_images_is_refused(tiny: Pair, tmp_path: Path) -> None:
@@ -207,18 +211,19 @@ def test_same_run_same_bits_in_any_order(tiny: Pair, tmp_path: Path) -> None:
 
 def test_every_field_changes_the_key() -> None:
     alone = {"labels": 30, "seed": 1, "holdout": 0.2}  # the same for a student and its teacher
-    changes = {"model": "Resnet9", "recipe": FAST.replace(lr=0.3), "teacher": replace(TEACHER, member=3), "pseudo": "hard",
-               "threshold": 0.5, "balance": True, "temperature": 0.5, "repeat_labels": 2, "ensemble": 2, "member": 1,
+    changes = {"model": "Resnet9", "recipe": FAST.replace(lr=0.3), "teachers": (replace(TEACHER, member=3),), "pseudo": "hard",
+               "threshold": 0.5, "balance": True, "repeat_labels": 2, "member": 1,
                "flip_average": True, "data": "x", "split": "y"}
     assert {*alone, *changes} == {f.name for f in fields(Run)}
     keys = {STUDENT.key, *(replace(STUDENT, **{name: value}).key for name, value in changes.items()),
             TEACHER.key, *(replace(TEACHER, **{name: value}).key for name, value in alone.items())}
     assert len(keys) == len(changes) + len(alone) + 2
-    assert Run("Convnet6", 20, FAST, Run("Convnet5", 20, FAST), "soft").key == STUDENT.key
+    assert Run("Convnet6", 20, FAST, (Run("Convnet5", 20, FAST),)).key == STUDENT.key
+    assert replace(STUDENT, teachers=TEACHER.members(2)).key not in keys
     assert replace(STUDENT, recipe=FAST.replace(m=10, ema=-0.0), threshold=0, holdout=0).key == STUDENT.key, "10 and 10.0, 0 and -0 are one"
     recipes = {"epochs": 3, "batch_size": 11, "lr": 0.2, "schedule": "constant", "momentum": 0.8, "weight_decay": 0.1,
                "label_smoothing": 0.1, "n": 2, "m": 9.0, "flip": False, "crop": 3, "dropout": 0.4, "stochastic_depth": 0.1, "ema": 0.9,
-               "precision": "bf16", "fault_eval": True, "fault_equalize": True}
+               "precision": "bf16", "min_steps": 7}
     assert set(recipes) == {f.name for f in fields(Recipe)}
     changed = {replace(STUDENT, recipe=FAST.replace(**{name: value})).key for name, value in recipes.items()}
     assert len(changed | keys) == len(recipes) + len(keys)
@@ -227,7 +232,7 @@ def test_every_field_changes_the_key() -> None:
 def test_numpy_numbers_give_the_key_of_plain_ones() -> None:
     recipe = FAST.replace(epochs=np.int64(2), batch_size=np.int32(10), m=np.float32(10), dropout=np.float64(0.5))
     teacher = Run("Convnet5", np.uint8(20), recipe)  # type: ignore[arg-type]
-    assert Run("Convnet6", np.int64(20), recipe, teacher, "soft", seed=np.int64(0)).key == STUDENT.key  # type: ignore[arg-type]
+    assert Run("Convnet6", np.int64(20), recipe, (teacher,), seed=np.int64(0)).key == STUDENT.key  # type: ignore[arg-type]
     for wrong in (True, np.True_, np.float64(20.5), np.int64(1)):
         with pytest.raises(ValueError, match=r"labels=.* is not a"):
             replace(TEACHER, labels=wrong)  # type: ignore[arg-type]
@@ -237,7 +242,7 @@ def test_key_is_the_same_in_another_process(tmp_path: Path) -> None:
     """Whatever the hash seed, the working directory and the number of threads."""
     script = "import torch; torch.set_num_threads(1); from noisy_student import Recipe, Run; " \
              "f = Recipe(epochs=2, batch_size=10, n=1, precision='fp32'); " \
-             "print(Run('Convnet6', 20, f, Run('Convnet5', 20, f), 'soft').key)"
+             "print(Run('Convnet6', 20, f, (Run('Convnet5', 20, f),)).key)"
     command = [sys.executable, "-c", script]
     out = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == STUDENT.key
@@ -263,11 +268,11 @@ def test_labels_are_repeated_for_students(tiny: Pair, tmp_path: Path, trainings:
 
 
 def test_ensemble_of_teachers_averages_their_predictions(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
-    table = go([replace(STUDENT, ensemble=2), TEACHER, replace(TEACHER, member=1)], tiny, tmp_path)
+    table = go([replace(STUDENT, teachers=TEACHER.members(2)), TEACHER, replace(TEACHER, member=1)], tiny, tmp_path)
     assert len(trainings) == 3, "the teacher of the student is the run without one, trained once"
     pool = tiny[0].images[split(tiny[0], 20, 0).unlabeled]
     votes = [predict(Store(tmp_path).model(key), pool, device="cpu") for key in table.key[1:]]
-    assert not torch.equal(*votes) and table.member.tolist() == [0, 0, 1] and table.ensemble.tolist() == [2, 1, 1]
+    assert not torch.equal(*votes) and table.member.tolist() == [0, 0, 1] and table.teachers.tolist() == [2, 0, 0]
     assert torch.allclose(trainings[2].targets[20:], (votes[0] + votes[1]) / 2, atol=1e-6)
 
 
@@ -288,7 +293,7 @@ def test_each_unlabelled_image_has_its_teachers_label(tiny: Pair, tmp_path: Path
     votes = predict(Store(tmp_path).model(go([teacher], (train, tiny[1]), tmp_path).key[0]), train.images[pool], device="cpu")
     if "threshold" in change:
         change = {"threshold": float(votes.max(1).values.median())}
-    row = go([replace(STUDENT, teacher=teacher, **change)], (train, tiny[1]), tmp_path).iloc[0]  # type: ignore[arg-type]
+    row = go([replace(STUDENT, teachers=(teacher,), **change)], (train, tiny[1]), tmp_path).iloc[0]  # type: ignore[arg-type]
     more, labels = trainings[1].chosen[20:], trainings[1].targets[20:]
     options = {"flip": "flip_average" in change, "precision": "bf16" if "recipe" in change else "fp32"}
     assert torch.allclose(labels, predict(trainings[0].model, train.images[more], device="cpu", **options), atol=1e-6)  # type: ignore[arg-type]
@@ -311,7 +316,7 @@ def test_held_out_labels_are_scored_and_not_trained_on(tiny: Pair, tmp_path: Pat
     others = labelled[~torch.isin(labelled, held.chosen)]
     assert len(held.chosen) == 15 and len(others) == 5 and torch.equal(scored[1], tiny[0].images[others])
     assert pd.isna(table.accuracy[1]) and pd.isna(table.validation_accuracy[0])
-    go([replace(STUDENT, holdout=0.25, teacher=replace(TEACHER, holdout=0.25))], tiny, tmp_path)
+    go([replace(STUDENT, holdout=0.25, teachers=(replace(TEACHER, holdout=0.25),))], tiny, tmp_path)
     assert len(trainings[2].chosen) == 15 + 40 and not torch.isin(others, trainings[2].chosen).any()
     right = predict(held.model, tiny[0].images[others], device="cpu").argmax(1) == tiny[0].labels[others]
     assert table.validation_accuracy[1] == pytest.approx(100 * right.float().mean().item())
@@ -358,7 +363,7 @@ def test_a_stores_model_refuses_images_of_another_size(tiny: Pair, tmp_path: Pat
 
 def test_workers_train_each_run_once(tiny: Pair, tmp_path: Path) -> None:
     """Two processes give the table that one gives with as many threads, and threads are afterwards as they were."""
-    wanted = [replace(STUDENT, seed=seed, teacher=replace(TEACHER, seed=seed), pseudo=kind) for seed in (0, 1) for kind in ("soft", "hard")]
+    wanted = [replace(STUDENT, seed=seed, teachers=(replace(TEACHER, seed=seed),), pseudo=kind) for seed in (0, 1) for kind in ("soft", "hard")]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -534,7 +539,7 @@ def test_checkpoint_of_an_older_version_is_not_used(tmp_path: Path, monkeypatch:
     assert Store(tmp_path).load_checkpoint(TEACHER) is None
 
 
-@pytest.mark.parametrize("change", [(b"F32", b"I32"), (b"[2,3]", b"[3,2]")])
+@pytest.mark.parametrize("change", [(b"F32", b"I32"), (b"[2, 3]", b"[3, 2]")])
 def test_checkpoint_of_another_type_or_shape_is_not_used(tmp_path: Path, change: tuple[bytes, bytes]) -> None:
     Store(tmp_path).save_checkpoint(TEACHER, {"a": torch.ones(2, 3)}, [], {})
     (path,) = tmp_path.glob("*/checkpoint.safetensors")
@@ -714,7 +719,7 @@ def test_ensembles_of_ensembles_are_listed_once(tiny: Pair) -> None:
     """3 to the 20th paths lead to the first teachers of such a chain."""
     run = TEACHER
     for _ in range(20):
-        run = replace(STUDENT, teacher=run, ensemble=3)
+        run = replace(STUDENT, teachers=run.members(3))
     _, ordered, _ = prepare([run], *tiny)
     assert len(ordered) == len({r.key for r in ordered}) == 3 * 20 + 1
     places = {r.key: i for i, r in enumerate(ordered)}
@@ -747,17 +752,8 @@ def test_filter_and_balance() -> None:
     assert sorted(kept.tolist()) == [0, 2, 4, 4] and targets.sum(0).tolist() == [2, 2]
 
 
-def test_temperature_sharpens_soft_labels() -> None:
-    p = torch.tensor([[0.8, 0.2], [0.5, 0.5], [1.0, 0.0]])
-    sharp = pseudo_labels(p, replace(STUDENT, temperature=0.5))[1]
-    assert torch.allclose(sharp, torch.tensor([[16 / 17, 1 / 17], [0.5, 0.5], [1.0, 0.0]]))
-    assert torch.allclose(pseudo_labels(p, STUDENT)[1], p)
-    hard = replace(STUDENT, pseudo="hard")
-    assert torch.equal(pseudo_labels(p, hard)[1], pseudo_labels(p, replace(hard, temperature=0.5))[1])
-
-
-@pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"threshold": 2}, {"holdout": -1},
-                                    {"labels": 1}, {"temperature": 0}, {"repeat_labels": 0}, {"ensemble": 0}, {"ensemble": 1.5},
+@pytest.mark.parametrize("change", [{"model": "Resnet8"}, {"pseudo": "softish"}, {"pseudo": "none"}, {"teachers": TEACHER}, {"threshold": 2}, {"holdout": -1},
+                                    {"labels": 1}, {"repeat_labels": 0}, {"repeat_labels": 10**6},
                                     {"member": -1}, {"seed": -1}, {"seed": True}, {"balance": 1}, {"flip_average": 0},
                                     {"seed": 1}, {"labels": 30}, {"holdout": 0.5}])
 def test_bad_runs(change: dict[str, object]) -> None:
@@ -765,11 +761,11 @@ def test_bad_runs(change: dict[str, object]) -> None:
         replace(STUDENT, **change)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.8}, {"balance": True}, {"flip_average": True}, {"temperature": 0.5}, {"ensemble": 3},
+@pytest.mark.parametrize("change", [{"threshold": 0.8}, {"balance": True}, {"flip_average": True}, {"pseudo": "hard"},
                                     {"repeat_labels": 2}])
 def test_a_run_without_a_teacher_has_no_option_of_a_student(change: dict[str, object]) -> None:
     (name,) = change
-    with pytest.raises(ValueError, match=f"{name}=.* without a teacher"):
+    with pytest.raises(ValueError, match=f"{name}=.* without teachers"):
         replace(TEACHER, **change)  # type: ignore[arg-type]
 
 
@@ -787,16 +783,16 @@ def test_more_labels_than_images_and_no_pseudo_label(tiny: Pair, tmp_path: Path)
     with pytest.raises(ValueError, match="61 labelled images wanted"):
         go([replace(TEACHER, labels=61)], tiny, tmp_path)
     with pytest.raises(ValueError, match="all 60 images are labelled"):
-        go([replace(STUDENT, labels=60, teacher=replace(TEACHER, labels=60))], tiny, tmp_path)
-    with pytest.raises(ValueError, match="no pseudo-label reaches"):
-        go([replace(STUDENT, threshold=1.0, teacher=replace(TEACHER, recipe=FAST.replace(lr=1e-9)))], tiny, tmp_path)
+        go([replace(STUDENT, labels=60, teachers=(replace(TEACHER, labels=60),))], tiny, tmp_path)
+    with pytest.raises(ValueError, match="no pseudo-label reaches threshold=1: lower threshold"):
+        go([replace(STUDENT, threshold=1.0, teachers=(replace(TEACHER, recipe=FAST.replace(lr=1e-9)),))], tiny, tmp_path)
 
 
 def test_many_unlabelled_images_have_their_labels_in_order(tiny: Pair, tmp_path: Path, trainings: list[Training]) -> None:
     """More than are predicted at once."""
     train = Images(tiny[0].images.repeat(100, 1, 1, 1), tiny[0].labels.repeat(100), tiny[0].classes, "tiny")
     teacher = replace(TEACHER, recipe=FAST.replace(epochs=10, lr=0.02))
-    go([replace(STUDENT, teacher=teacher, recipe=FAST.replace(epochs=1, batch_size=500))], (train, tiny[1]), tmp_path)
+    go([replace(STUDENT, teachers=(teacher,), recipe=FAST.replace(epochs=1, batch_size=500))], (train, tiny[1]), tmp_path)
     few = slice(20, None, 50)
     expected = predict(trainings[0].model, train.images[trainings[1].chosen[few]], device="cpu")
     assert torch.allclose(trainings[1].targets[few], expected, atol=1e-5)
@@ -822,5 +818,55 @@ def test_checkpoints_are_ten_seconds_and_an_epoch_apart_at_most(tiny: Pair, tmp_
     assert saved == [3, 6]
 
 
-def test_an_ensemble_begins_with_the_teacher_that_was_named() -> None:
-    assert [t.member for t in replace(STUDENT, teacher=replace(TEACHER, member=4), ensemble=2).teachers] == [4, 5]
+def test_members_begin_with_the_run_itself() -> None:
+    assert [t.member for t in replace(TEACHER, member=4).members(2)] == [4, 5]
+
+
+def test_a_seed_goes_through_all_generations() -> None:
+    run = replace(STUDENT, teachers=replace(STUDENT, teachers=TEACHER.members(2)).members(2)).throughout(seed=3)
+    assert {r.seed for r in runs.teachers_first([run])} == {3} and len(runs.teachers_first([run])) == 5
+
+
+def test_variants_with_seeds_of_their_own(tiny: Pair, tmp_path: Path) -> None:
+    table = runs.run_variants({"alone": TEACHER, "student": STUDENT}, {"alone": (0, 1), "student": (1,)}, *tiny, tmp_path, device="cpu",
+                              progress=False)
+    assert list(zip(table.variant, table.seed, strict=True)) == [("alone", 0), ("alone", 1), ("student", 1)]
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn(tiny: Pair, tmp_path: Path) -> None:
+    test = Images(tiny[1].images[:15], torch.tensor([0] * 12 + [1] * 3), tiny[1].classes, "tiny")
+    row = go([TEACHER], (tiny[0], test), tmp_path).iloc[0]
+    guess = predict(Store(tmp_path).model(row.key), test.images, device="cpu").argmax(1)
+    assert row.balanced_accuracy == pytest.approx(100 * balanced_accuracy_score(test.labels, guess))
+    assert row.balanced_accuracy != row.accuracy == pytest.approx(100 * accuracy_score(test.labels, guess))
+
+
+def test_pseudo_labels_by_class_and_a_class_without_any(tiny: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bright = split(tiny[0], 20, 0).unlabeled
+    bright = bright[tiny[0].labels[bright] == 1]
+    order = torch.cat([split(tiny[0], 20, 0).labeled, bright])
+    train = replace(tiny[0], images=tiny[0].images[order], labels=torch.cat([tiny[0].labels[order[:20]], torch.full((len(bright),), -1)]))
+    teacher = replace(TEACHER, recipe=FAST.replace(epochs=20, n=0, dropout=0.0, lr=0.02))
+    key = go([replace(STUDENT, teachers=(teacher,))], (train, tiny[1]), tmp_path).key[0]
+    found = Store(tmp_path).record(key)["result"]
+    assert found["pseudo_counts"] == [0, len(bright)] and 0.5 < found["pseudo_confidence"][1] <= 1
+    assert "no pseudo-label of the class dark: the teachers give it to no unlabelled image" in capsys.readouterr().out
+
+
+def test_threads_do_not_change_each_others_bits(tiny: Pair, tmp_path: Path) -> None:
+    """torch's generator is one for the process; each thread's runs must be those of a process of their own."""
+    wanted = [[replace(TEACHER, seed=seed, recipe=FAST.replace(epochs=5)), replace(STUDENT, seed=seed, teachers=(replace(TEACHER, seed=seed),))]
+              for seed in range(3)]
+    alone = [go(some, tiny, tmp_path / "alone") for some in wanted]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda some: go(some, tiny, tmp_path / "together"), wanted))
+    for one, other in zip(alone, together, strict=True):
+        assert list(one.key) == list(other.key)
+        assert [weights(tmp_path / "alone", k) == weights(tmp_path / "together", k) for k in one.key] == [True, True]
+
+
+def test_few_images_are_trained_for_the_least_number_of_steps(tiny: Pair, tmp_path: Path) -> None:
+    """20 images in batches of 10 are two steps an epoch; a student's 60 are six."""
+    least = FAST.replace(min_steps=31)
+    table = go([replace(TEACHER, recipe=least), replace(STUDENT, recipe=least), TEACHER], tiny, tmp_path)
+    assert list(table.steps) == [32, 36, 4] and list(Store(tmp_path).history(table.key[1]).epoch) == [1, 2, 3, 4, 5, 6]
