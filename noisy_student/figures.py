@@ -83,7 +83,7 @@ def _panel(
     )[0]
     for part in side:
         part.text(0.02, 0.97, aside, va="top", fontsize=8)
-    lines = [textwrap.fill(text, int(11 * width)) for text in (title, subtitle) if text]
+    lines = [textwrap.fill(text, int(12.5 * width)) for text in (title, subtitle) if text]
     panel.suptitle("\n".join(lines), fontsize=10)
     axis = panel.subplots()
     axis.spines[["top", "right"]].set_visible(False)
@@ -316,7 +316,7 @@ def heatmap(
             axis.text(
                 x,
                 y,
-                f"{value:,.{decimals}f}",
+                f"{value + 1e-9:,.{decimals}f}",
                 ha="center",
                 va="center",
                 fontsize=8,

@@ -162,7 +162,7 @@ def test_forest_shows_paired_differences_and_their_intervals() -> None:
     assert [t.get_text() for t in axis.get_yticklabels()] == ["b", "c"]
     assert list(axis.get_yticks()) == sorted(axis.get_yticks(), reverse=True), "from the top down"
     half = stats.sem(gains[0]) * stats.t.ppf(0.975, 2)
-    assert [t.get_text() for t in axis.texts][0] == f"+{gains[0].mean():.1f} ± {half:.1f}"
+    assert next(t.get_text() for t in axis.texts) == f"+{gains[0].mean():.1f} ± {half:.1f}"
     assert "points over “plain” (71.2%)" in axis.get_xlabel().replace("\n", " ")
     single = figures.forest(rows[rows.seed == 0], "plain").axes[0]
     assert [t.get_text() for t in single.texts] == ["+4.0", "-1.0"]
@@ -283,6 +283,8 @@ def test_grid_shows_every_cell_and_frames_the_best() -> None:
     assert "accuracy on held-out labels" in texts(figure) and "mean of 2 seeds," in texts(figure)
     tied = figures.grid(rows.assign(validation_accuracy=60.0), down, across).axes[0].patches
     assert len({(p.get_x(), p.get_y()) for p in tied}) == 4
+    (number,) = figures.heatmap(pd.DataFrame([[72.55]])).axes[0].texts
+    assert number.get_text() == "72.6", "as in tables; the float is 72.5499..."
 
 
 def test_confusion_shows_shares_of_the_true_class(tmp_path: Path) -> None:
@@ -318,7 +320,7 @@ def test_confusions_of_many_classes_and_long_names(count: int, name: str, tmp_pa
     found = boxes(figure)
     if name == "{}" or count == 100:  # slanted names have boxes that overlap
         check_texts(figure)
-    width, height = figure.get_size_inches() * figure.dpi
+    width = figure.get_figwidth() * figure.dpi
     assert all(b[0] >= -1 and b[1] >= -1 and b[2] <= width + 1 for b in found.values())
     said = " ".join(texts(figure).split())
     assert f"40 ({4000 / counts[2].sum():.0f}%): {name.format(2)}" in said

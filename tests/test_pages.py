@@ -99,7 +99,7 @@ def test_a_wrong_placeholder_is_named(root: Path, expression: str, said: str) ->
 
 def test_a_value_of_a_variant_without_rows_is_refused(root: Path) -> None:
     with pytest.raises(
-        ValueError, match="no rows of 'student' yet for {student}: make study NAME=made"
+        ValueError, match=r"no rows of 'student' yet for \{student\}: make study NAME=made"
     ):
         value("student", study(root), rows_of({"alone": [70.0]}))
 
