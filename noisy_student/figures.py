@@ -473,7 +473,7 @@ def pictures(
         if image is not None:
             h, w = tile * np.array(image.shape[1:]) / max(image.shape[1:])
             x, y = x + (pitch - w) / 2, y + (tile - h) / 2
-            axis.imshow(image.permute(1, 2, 0).cpu(), extent=(x, x + w, y + h, y))
+            axis.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(x, x + w, y + h, y))
     return figure
 
 
