@@ -39,7 +39,7 @@ class Study:
     figure: Callable[[pd.DataFrame], Figure]
     answer: str  # at most MOST_WORDS words; its numbers are placeholders, see pages.py
     data: str = "cifar10-jpeg"
-    curve: dict[int, str] = field(default_factory=dict)  # number of labels -> variant on these alone
+    curve: dict[int, str] = field(default_factory=dict)  # labels -> variant on these alone
 
     def __post_init__(self) -> None:
         said = f"study {self.name}: "
@@ -51,7 +51,7 @@ class Study:
             raise ValueError(f"{said}RUNS is not a dict from the names of variants to Runs.")
         for name in self.runs:
             if not name or name != " ".join(re.sub(r"[{}|]", " ", name).split()):
-                raise ValueError(f"{said}the variant {name!r} has a brace, a bar or too much space.")
+                raise ValueError(f"{said}the variant {name!r} has a brace, a bar or spare space.")
         used = {"SEEDS": self.seeds, "BASELINE": [*self.baseline, *self.baseline.values()],
                 "CURVE": self.curve.values()}
         for where, names in used.items():
