@@ -43,7 +43,9 @@ def test_what_is_missing_is_trained_and_written(tiny: Pair, tmp_path: Path, monk
     pd.testing.assert_frame_equal(read_rows(tmp_path / "results" / "learns.csv"), rows)
 
     write_rows(rows[rows.variant == "alone"], tmp_path / "results" / "learns.csv", study.runs)
-    pd.testing.assert_frame_equal(train_study(study, *tiny, Store(tmp_path / "other"), **options), rows)
+    again = train_study(study, *tiny, Store(tmp_path / "other"), **options)
+    times = ["seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(again.drop(columns=times), rows.drop(columns=times))
     assert len(trained) == 5, "the student in another store, with its teacher"
 
     longer = train_study(load_study(written(tmp_path, epochs=2)), *tiny, store, **options)
