@@ -44,7 +44,7 @@ Files = dict[str, Path | bytes]  # a file's name inside the folder or archive ->
 
 
 def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_fraction: float,
-                drop_test_doubles: bool) -> tuple[Images, Images]:
+                drop_test_doubles: bool = False) -> tuple[Images, Images]:
     """See :func:`noisy_student.data.load`."""
     name = path.resolve().name.lower()
     for suffix in sorted(ARCHIVES, key=len, reverse=True):
@@ -56,14 +56,16 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
     files, classes = (Files(), ()) if packed else _layout(path, *_list_folder(path))
     marks = [_sha256(path)] if packed else [_mark(n, file) for n, file in files.items()]
     mark = hashlib.sha256(json.dumps([DECODER, PIL.__version__, Image.ID, marks]).encode()).hexdigest()
-    place = hashlib.sha256(json.dumps([str(path.resolve()), size]).encode()).hexdigest()  # one cache for a folder: what has changed replaces it
+    # One cache for a folder and a size: where a picture has changed, it is replaced.
+    place = hashlib.sha256(json.dumps([str(path.resolve()), size]).encode()).hexdigest()
     cache = root / "cache" / f"{name[:60]}-{place[:16]}.safetensors"  # a file's name has at most 255 bytes, a Korean letter 3
     with out_of_memory_said(f"the pictures of {path}", f"give a smaller size than {size}, or fewer pictures"):
         found = load_tensors(cache)
         faults = json.loads(found[1].get("faults", "{}")) if found else {}
         scratch = np.empty((3, size, size), np.uint8)
-        if fresh := (not found or found[1].get("mark") != mark
-                     or any(not isinstance(_decode_into(scratch, files[n], size), str) for n in faults if n in files)):  # mended meanwhile
+        # What could not be read is tried again: a disk or a network may have been away.
+        mended = any(not isinstance(_decode_into(scratch, files[n], size), str) for n in faults if n in files)
+        if fresh := not found or found[1].get("mark") != mark or mended:
             if packed:
                 files, classes = _layout(path, *_read_archive(path))
             found = _decode(path, name, files, classes, size, skip_unreadable, root)
@@ -72,7 +74,7 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
             found = load_tensors(cache) or found  # mapped: the decoded copy is given back
         elif faults:
             _refuse_unreadable(path, faults, skip_unreadable)
-        (tensors, facts), images, labels = found, found[0]["images"], found[0]["labels"]
+        facts, images, labels = found[1], found[0]["images"], found[0]["labels"]
         names, classes = json.loads(facts["names"]), tuple(json.loads(facts["classes"]))
         if facts["scale"]:
             tqdm.write(facts["scale"])
@@ -99,8 +101,8 @@ def _say_doubles(path: Path, images: Tensor, labels: Tensor, names: list[str], t
     if seen:
         counts = {part: sum(names[i].startswith(f"{part}/") for i in seen) for part in ("train", "unlabeled")}
         count = " and ".join(f"{n:,} of {part}/" for part, n in counts.items() if n)
-        then = ("left out" if drop else "the score is too good, since they are learnt by heart; load(..., drop_test_doubles=True) leaves them "
-                "out of training")
+        then = "left out" if drop else ("the score is too good, since they are learnt by heart; "
+                                        "load(..., drop_test_doubles=True) leaves them out of training")
         said.append(f"{count} are test pictures too, {names[seen[0]]} (the same as {names[tested[marks[seen[0]]]]}) first: {then}")
     owners: dict[bytes, list[int]] = {}
     for i in training + tests:
@@ -160,19 +162,20 @@ def _list_folder(path: Path) -> tuple[Files, list[str]]:
 
     home, files, links, hidden = path.resolve(), Files(), list[str](), list[str]()
     for folder, below, names in os.walk(path, onerror=refuse):
-        inside = Path(folder).relative_to(path)
-        hidden += [(inside / name).as_posix() for name in below if _hidden(name)]
+        inside = f"{Path(folder).relative_to(path).as_posix()}/".removeprefix("./")
+        hidden += [inside + name for name in below if _hidden(name)]
         below[:] = [name for name in below if not _hidden(name) and name != "lost+found"]  # a disk's own, for root alone
         for name in [*below, *names]:
             file = Path(folder, name)
             if _hidden(name):
                 continue
-            if file.is_file() and file.resolve().is_relative_to(home):
-                files[(inside / name).as_posix()] = file
+            if file.is_file() and (not file.is_symlink() or file.resolve().is_relative_to(home)):
+                files[inside + name] = file
             elif file.is_symlink():
-                links.append((inside / name).as_posix())
+                links.append(inside + name)
     if links:
-        tqdm.write(f"{path}: not used: {len(links):,} links to folders, or out of it, {min(links)} first; put the pictures themselves there.")
+        tqdm.write(f"{path}: not used: {len(links):,} links to folders, or out of it, {min(links)} first; put the pictures "
+                   "themselves there.")
     return files, hidden
 
 
@@ -264,8 +267,8 @@ def _layout(path: Path, files: Files, hidden: list[str]) -> tuple[Files, tuple[s
     if odd := sorted({n.split("/")[0] for n in files if "/" in n} - {*PARTS, "__MACOSX"}):
         tqdm.write(f"{path}: not used: {', '.join(f'{o}/' for o in odd)} (the parts are {', '.join(f'{p}/' for p in PARTS)}).")
     if dotted := sorted(n for n in hidden if n.count("/") == 1 and n.split("/")[0] in (*PARTS, "unlabelled")):
-        tqdm.write(f"{path}: not used: hidden folders, {', '.join(f'{n}/' for n in dotted[:10])}{', ...' if len(dotted) > 10 else ''}: rename what "
-                   "is a class.")
+        named = ", ".join(f"{n}/" for n in dotted[:10]) + ", ..." * (len(dotted) > 10)
+        tqdm.write(f"{path}: not used: hidden folders, {named}: rename what is a class.")
     files = {n: files[n] for n in sorted(files) if n.split("/")[0] in PARTS}
     return files, _classes(path, layout, [*files])
 
@@ -318,8 +321,8 @@ def _classes(path: Path, layout: Path, names: list[str]) -> tuple[str, ...]:
     if empty:
         raise ValueError(f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty folder.")
     if astray := [n for n in names if not n.startswith("unlabeled/") and n.count("/") < 2]:
-        hint = FOLDER_HINT if astray[-1].startswith("train/") else ("put each class's test images into test/<class>/, and those of no known "
-                                                                    "class, which cannot be scored, into unlabeled/")
+        hint = FOLDER_HINT if astray[-1].startswith("train/") else (
+            "put each class's test images into test/<class>/, and those of no known class, which cannot be scored, into unlabeled/")
         raise ValueError(f"{path} has a file that lies in no class's folder: {astray[-1]}; {hint}.")
     if len(found["train"]) < 2:
         had = f"only the class {found['train'].pop()!r}" if found["train"] else "no classes"
@@ -395,7 +398,7 @@ def _decode_into(image: np.ndarray, source: Path | bytes, size: int, bits: int =
             elif upright.mode in ("I", "F"):
                 return f"its {upright.mode} pixels of 32 bits have no fixed range"
             elif depth == 16 and upright.mode in ("RGB", "RGBA"):
-                peak = 256 * max(high for _, high in upright.getextrema()[:3]) + 255
+                peak = 256 * int(np.asarray(upright)[..., :3].max()) + 255
                 highest = max(1, 2 ** (bits - 8) - 1)
                 bright = [min(255, value * 255 // highest) for value in range(256)]
                 upright = upright.point(bright * 3 + [*range(256)] * (upright.mode == "RGBA"))
@@ -415,5 +418,6 @@ def _decode_into(image: np.ndarray, source: Path | bytes, size: int, bits: int =
 
 def _depth(picture: Image.Image) -> int:
     """Bits a value in a PNG or TIFF file that has not been read yet; 8 for other formats."""
-    raw = str(picture.tile[0][3]) if picture.format in ("PNG", "TIFF") and picture.tile else ""
+    tile = getattr(picture, "tile", None) if picture.format in ("PNG", "TIFF") else None
+    raw = str(tile[0][3]) if tile else ""
     return next((depth for mark, depth in {";16": 16, "L;2": 2, "L;4": 4}.items() if mark in raw), 1 if picture.mode == "1" else 8)

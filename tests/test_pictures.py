@@ -10,7 +10,6 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pytest
 import torch
@@ -48,7 +47,8 @@ def palette(colours: int = 4) -> Image.Image:
     ("rgba.png", black("RGBA"), {}), ("la.png", black("LA"), {}), ("rgba.webp", black("RGBA"), {"lossless": True, "exact": True}),
     ("rgba.tiff", black("RGBA"), {}), ("la.tiff", black("LA"), {}), ("rgba.tga", black("RGBA"), {}), ("rgba.jp2", black("RGBA"), {}),
     ("rgba.ico", black("RGBA"), {"sizes": [(32, 32)]}), ("rgba.dds", black("RGBA"), {}), ("p.png", palette(), {"transparency": 0}),
-    ("pa.png", palette(), {"transparency": bytes([0, 255])}), ("p.gif", palette(), {"transparency": 0}), ("p2.png", palette(2), {"transparency": 0}),
+    ("pa.png", palette(), {"transparency": bytes([0, 255])}), ("p.gif", palette(), {"transparency": 0}),
+    ("p2.png", palette(2), {"transparency": 0}),
 ])
 def test_what_is_transparent_is_white(tmp_path: Path, name: str, image: Image.Image, options: dict[str, object]) -> None:
     image.save(tmp_path / name, **options)
@@ -85,7 +85,8 @@ def png(path: Path, depth: int, colour: int, rows: bytes, size: tuple[int, int],
     (16, 0, b"\0\0\x12\x34\xff\xff\x80\0", b"\x12\x34", [0, 255, 255, 128]),
     (16, 2, b"\0\0" * 3 + b"\x12\x34" * 3 + b"\xff\xff" * 3 + b"\x80\0" * 3, b"\x12\x34" * 3, [0, 255, 255, 128]),
 ])
-def test_a_transparent_value_of_other_depths(tmp_path: Path, depth: int, colour: int, row: bytes, clear: bytes, expected: list[int]) -> None:
+def test_a_transparent_value_of_other_depths(tmp_path: Path, depth: int, colour: int, row: bytes, clear: bytes,
+                                             expected: list[int]) -> None:
     png(tmp_path / "a.png", depth, colour, (b"\0" + row) * 16, (4, 16), clear)
     image = np.empty((3, 16, 16), np.uint8)
     assert not isinstance(folders._decode_into(image, tmp_path / "a.png", 16), str)
@@ -204,10 +205,12 @@ def test_no_class_is_dropped(folder: Path, tmp_path: Path) -> None:
 
 def scene(seed: int) -> Image.Image:
     """A smooth picture, unlike those of other seeds."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+    few = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(few).resize((32, 32), Image.Resampling.BICUBIC)
 
 
 def test_hash_is_that_of_the_library() -> None:
+    imagehash = pytest.importorskip("imagehash")
     images = torch.from_numpy(np.stack([np.asarray(scene(seed)) for seed in range(50)])).permute(0, 3, 1, 2)
     expected = np.stack([imagehash.dhash(scene(seed), 8).hash.ravel() for seed in range(50)])
     assert np.array_equal(doubles.difference_hashes(images).numpy() > 0, expected)
@@ -220,7 +223,8 @@ def test_nearly_equal_pictures_are_said(folder: Path, tmp_path: Path, capsys: py
     scene(1).save(folder / "test" / "cat" / "a.jpg", quality=75)
     scene(2).point(lambda value: min(255, value + 5)).save(folder / "test" / "dog" / "b.png")
     load(folder, tmp_path / "root")
-    assert "2 of the test pictures are nearly equal to one of training, test/cat/a.jpg (to train/cat/a.png) first" in capsys.readouterr().out
+    said = "2 of the test pictures are nearly equal to one of training, test/cat/a.jpg (to train/cat/a.png) first"
+    assert said in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------------- the cache
@@ -281,7 +285,8 @@ def test_a_set_with_a_gap_is_cached(folder: Path, tmp_path: Path, decoded: Count
 def test_a_picture_that_was_out_of_reach_is_read_when_it_is_back(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = folders._decode_into
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "_decode_into", lambda image, source, *more: "away" if source.name == "3.png" else real(image, source, *more))
+        patch.setattr(folders, "_decode_into",
+                      lambda image, source, *more: "away" if source.name == "3.png" else real(image, source, *more))
         assert len(load(folder, tmp_path / "root", skip_unreadable=True)[0]) == 10
     assert len(load(folder, tmp_path / "root", skip_unreadable=True)[0]) == 12
 
@@ -339,8 +344,8 @@ def test_test_pictures_without_a_class(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "test")
     (folder / "test").mkdir()
     scene(0).save(folder / "test" / "0.jpg")
-    with pytest.raises(ValueError, match=r"no class's folder: test/0\.jpg; put each class's test images into test/<class>/, and those of no "
-                                         r"known class, which cannot be scored, into unlabeled/"):
+    with pytest.raises(ValueError, match=r"no class's folder: test/0\.jpg; put each class's test images into test/<class>/, and those "
+                                         r"of no known class, which cannot be scored, into unlabeled/"):
         load(folder, tmp_path / "root")
 
 
@@ -355,7 +360,7 @@ def test_a_phones_large_picture_is_read(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="12000 x 9000 pixels are more than 64,000,000"):
         load_pictures([tmp_path / "b.jpg"])
     before = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(OSError, match="60000 x 60000 pixels are more than 256,000,000|exceeds limit"):
+    with pytest.raises(OSError, match=r"exceeds limit of 512000000 pixels"):
         content = bytearray((tmp_path / "a.jpg").read_bytes())
         at = content.index(b"\xff\xc0") + 5
         content[at : at + 4] = (60_000).to_bytes(2, "big") * 2
