@@ -52,7 +52,8 @@ def wait_until_written(folder: Path, caller: subprocess.Popen) -> list[psutil.Pr
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_images_are_written_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    caller = begin(tmp_path, 1, stderr=subprocess.DEVNULL, start_new_session=True)
+    caller = begin(tmp_path, 1, stderr=subprocess.DEVNULL, start_new_session=True,
+                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # which `make test &` ignores
     children = wait_until_written(tmp_path, caller)
     os.killpg(caller.pid, number)
     caller.wait()
