@@ -108,7 +108,7 @@ class Store:
         """
         record, contents = self._entry(key)
         result, recipe = record["result"], record["run"]["recipe"]
-        names = tuple(result["classes"]) if result.get("classes") else None
+        names: Any = tuple(result["classes"]) if result.get("classes") else None
         count = len(result["confusion"])
         if classes is not None:
             known = names or [*classes, *[None] * count][:count]  # of an earlier version's entry their number alone
