@@ -8,6 +8,7 @@ noisy_student  the project's own loop, `train`: shuffling, flip, crop, RandAugme
 usual          DataLoader with a worker a core, PIL images, torchvision v2 flip, crop, RandAugment; fp32, batch 128
 usual+         the usual loop with the project's precision and memory format
 RandAugment    alone, on one core (or on the GPU): the project's; torchvision's on PIL images and on tensors; kornia's
+               (kornia draws one op for a whole batch of 128, the others one an image: it has less to do)
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def augmentations(n: int, data: Images, device: torch.device, count: int) -> Ite
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in few]
     ours, theirs = RandAugment(n, 10), v2.RandAugment(n, 9, fill=128)
     floats = data.images[: count // 8].to(device).float() / 255
+    # m is a place in each op's range, of 30, as torchvision's magnitude is; for the colour ops that is 0.1 to 1.9, with no change at 15.
     kornia = K.AugmentationSequential(*[K.auto.RandAugment(n=1, m=9) for _ in range(n)])
     yield Row("RandAugment: noisy_student", "", n, len(images), lambda: [ours(part) for part in images.split(chunk_size(images))])
     yield Row("RandAugment: torchvision, PIL", "", n, len(pictures), lambda: [theirs(picture) for picture in pictures])
