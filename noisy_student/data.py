@@ -108,14 +108,16 @@ def check_name(what: str, name: object, valid: Iterable[object]) -> None:
 
 
 def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_unreadable: bool = False,
-         test_fraction: float = 0.2) -> tuple[Images, Images]:
+         test_fraction: float = 0.2, drop_test_doubles: bool = False) -> tuple[Images, Images]:
     """Training and test images of a named data set, a folder or an archive.
 
     source: "digits" (embedded, no download), "cifar10", "cifar100", "svhn" (fetched into ``root``), or a folder, or a
     .zip/.tar[.gz|.xz|.bz2] of one, laid out as ``train/<class>/*``, ``test/<class>/*`` and optionally
     ``unlabeled/*``. Pictures are made RGB and ``size`` x ``size`` (bilinear), decoded once, and cached in
     ``root/cache``. Images without a label stand at the end of the training images, with label -1. A folder without
-    ``test/`` gives up a stratified ``test_fraction`` of ``train/``, the same in every call.
+    ``test/`` gives up a stratified ``test_fraction`` of ``train/``, the same in every call. What is transparent is laid on white;
+    16-bit pictures have one scale, found from the brightest of all. Pictures that are both in training and test set, or in two
+    classes, are said; ``drop_test_doubles`` leaves the first out of training, those of equal pixels, not the nearly equal ones.
 
     Raises ValueError or OSError, in one sentence, for data that cannot be used; an unreadable picture is named, and
     is left out only with ``skip_unreadable``.
@@ -123,16 +125,18 @@ def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_
     if not isinstance(size, int) or not 16 <= size <= 512:
         raise ValueError(f"size={size!r} is not a whole number from 16 to 512.")
     if str(source) in NAMED:
+        if drop_test_doubles:
+            raise ValueError(f"drop_test_doubles is for a folder or archive of images, not for {source}.")
         read = {"digits": _digits, "svhn": _svhn}.get(str(source), _cifar)
         return read(str(source), Path(root))
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.exists():
         if len(path.parts) == 1 and not path.suffix:
             check_name("data set", source, [*NAMED, "a path to a folder or archive of images"])
         raise FileNotFoundError(f"{path} does not exist: give a folder or archive of images, or one of {', '.join(NAMED)}.")
     from .folders import load_folder
 
-    return load_folder(path, Path(root), size, skip_unreadable, test_fraction)
+    return load_folder(path, Path(root).expanduser(), size, skip_unreadable, test_fraction, drop_test_doubles)
 
 
 # ---------------------------------------------------------------------------------------------- named data sets
@@ -306,14 +310,18 @@ def _stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 def hold_out(train: Images, fraction: float) -> tuple[Images, Images]:
     """Take a stratified ``fraction`` of the labelled images away as a test set, always the same: (remaining, test)."""
+    parts = held_out(train.labels, train.classes, train.title, fraction)
+    return tuple(Images(train.images[i], train.labels[i], train.classes, train.name) for i in parts)  # type: ignore[return-value]
+
+
+def held_out(labels: Tensor, classes: Sequence[str], title: str, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices, int64, of what :func:`hold_out` leaves and takes away; those without a label are at the end of the first."""
     if not 0 < fraction < 1:
         raise ValueError(f"test_fraction={fraction} is not between 0 and 1.")
-    order = _stratified_order(train.labels, seed=0)
-    count = max(len(train.classes), math.floor(fraction * len(order) + 0.5))
+    order = _stratified_order(labels, seed=0)
+    count = max(len(classes), math.floor(fraction * len(order) + 0.5))
     test, rest = order[:count].sort().values, order[count:].sort().values
-    if len(gone := (torch.bincount(train.labels[rest], minlength=len(train.classes)) == 0).nonzero()):
-        name = train.classes[int(gone[0])]
-        raise ValueError(f"{train.title}: a test set of {count} images would take every one of class {name}: add some to it, or put a test "
-                         "set into test/<class>/.")
-    rest = torch.cat([rest, (train.labels < 0).nonzero().flatten()])
-    return tuple(Images(train.images[i], train.labels[i], train.classes, train.name) for i in (rest, test))  # type: ignore[return-value]
+    if len(gone := (torch.bincount(labels[rest], minlength=len(classes)) == 0).nonzero()):
+        raise ValueError(f"{title}: a test set of {count} images would take every one of class {classes[int(gone[0])]}: add some to it, or "
+                         "put a test set into test/<class>/.")
+    return torch.cat([rest, (labels < 0).nonzero().flatten()]), test
