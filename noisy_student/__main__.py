@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from . import figures, pages, report, studies, tables
-from .data import Images, Split, check_name, load
+from .data import Images, Split, check_name
 from .experiments import EXPERIMENTS, Plan, Variants, baseline_of, default_labels, possible
 from .files import check_writable
 from .recipes import RECIPES, named_recipe
 from .runs import prepare, run_variants
+from .sources import load
 from .store import Store
 from .training import device_title, pick_device
 from .workers import default_workers

@@ -45,49 +45,69 @@ Files = dict[str, Path | bytes]  # a file's name inside the folder or archive ->
 
 def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_fraction: float,
                 drop_test_doubles: bool = False) -> tuple[Images, Images]:
-    """See :func:`noisy_student.data.load`."""
+    """See :func:`noisy_student.load`."""
     name = path.resolve().name.lower()
     for suffix in sorted(ARCHIVES, key=len, reverse=True):
         name = name.removesuffix(suffix)
-    name = f"{name}-folder" if name in NAMED else name  # whatever lies in a folder called cifar10, it is not the download
+    if name in NAMED and name != "cifar10-jpeg":  # which is the same whether read from its files or made anew
+        name = f"{name}-folder"  # whatever lies in a folder called cifar10, it is not the download
     packed = not path.is_dir()
     if packed and not path.name.lower().endswith(ARCHIVES):
         raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}).")
-    files, classes = (Files(), ()) if packed else _layout(path, *_list_folder(path))
-    marks = [_sha256(path)] if packed else [_mark(n, file) for n, file in files.items()]
+    if packed:
+        return decode_once(name, path, lambda: arranged(path, *_read_archive(path)), [_sha256(path)], root, size, skip_unreadable,
+                           test_fraction, drop_test_doubles)
+    files, classes = arranged(path, *_list_folder(path))
+    marks = [_mark(n, file) for n, file in files.items()]
+    return decode_once(name, path, lambda: (files, classes), marks, root, size, skip_unreadable, test_fraction, drop_test_doubles)
+
+
+def decode_once(name: str, path: Path, read: Callable[[], tuple[Files, tuple[str, ...]]], marks: list[str], root: Path, size: int,
+                skip_unreadable: bool = False, test_fraction: float = 0.2, drop_test_doubles: bool = False) -> tuple[Images, Images]:
+    """What :func:`noisy_student.load` gives for the files and classes of ``read``, from the cache if it holds them.
+
+    path: where they come from, for messages, and for the cache's name. marks: words that change with the files, for ``read`` is not
+    called where the cache has them.
+    """
     mark = hashlib.sha256(json.dumps([DECODER, PIL.__version__, Image.ID, marks]).encode()).hexdigest()
     # One cache for a folder and a size: where a picture has changed, it is replaced.
     place = hashlib.sha256(json.dumps([str(path.resolve()), size]).encode()).hexdigest()
     cache = root / "cache" / f"{name[:60]}-{place[:16]}.safetensors"  # a file's name has at most 255 bytes, a Korean letter 3
     with out_of_memory_said(f"the pictures of {path}", f"give a smaller size than {size}, or fewer pictures"):
         found = load_tensors(cache)
-        faults = json.loads(found[1].get("faults", "{}")) if found else {}
-        scratch = np.empty((3, size, size), np.uint8)
-        # What could not be read is tried again: a disk or a network may have been away.
-        mended = any(not isinstance(_decode_into(scratch, files[n], size), str) for n in faults if n in files)
-        if fresh := not found or found[1].get("mark") != mark or mended:
-            if packed:
-                files, classes = _layout(path, *_read_archive(path))
-            found = _decode(path, name, files, classes, size, skip_unreadable, root)
+        fresh = not found or found[1].get("mark") != mark
+        if found and not fresh and (faults := json.loads(found[1]["faults"])):
+            # What could not be read is tried again: a disk or a network may have been away.
+            files, scratch = read()[0], np.empty((3, size, size), np.uint8)
+            fresh = any(not isinstance(_decode_into(scratch, files[n], size), str) for n in faults if n in files)
+            if not fresh:
+                _refuse_unreadable(path, faults, skip_unreadable)
+        if fresh:
+            found = _decode(path, name, *read(), size, skip_unreadable, root)
             found[1]["mark"] = mark
             save_tensors(cache, *found)
             found = load_tensors(cache) or found  # mapped: the decoded copy is given back
-        elif faults:
-            _refuse_unreadable(path, faults, skip_unreadable)
-        facts, images, labels = found[1], found[0]["images"], found[0]["labels"]
-        names, classes = json.loads(facts["names"]), tuple(json.loads(facts["classes"]))
-        if facts["scale"]:
-            tqdm.write(facts["scale"])
-        tests = sum(n.startswith("test/") for n in names)  # they come first
-        everything = torch.arange(len(names))
-        train, test = (everything[tests:], everything[:tests]) if tests else held_out(labels, classes, name, test_fraction)
-        kept = _say_doubles(path, images, labels, names, train, test, fresh, drop_test_doubles)
-        if lost := set(range(len(classes))) - set(labels[kept].tolist()):
-            raise ValueError(f"{path}: without doubles of test pictures no training picture of the class {classes[min(lost)]} is left: "
-                             "add some, or load without drop_test_doubles.")
-        if tests and len(kept) == len(train):  # next to each other: no copy
-            return tuple(Images(images[i], labels[i], classes, name) for i in (slice(tests, None), slice(tests)))  # type: ignore[return-value]
-        return tuple(Images(images[i], labels[i], classes, name) for i in (kept, test))  # type: ignore[return-value]
+        assert found is not None
+        return _parts(path, name, *found, test_fraction, fresh, drop_test_doubles)
+
+
+def _parts(path: Path, name: str, tensors: dict[str, Tensor], facts: dict[str, str], test_fraction: float, near: bool,
+           drop_test_doubles: bool) -> tuple[Images, Images]:
+    """Training and test images of what was decoded; near: whether nearly equal pictures are looked for too."""
+    images, labels = tensors["images"], tensors["labels"]
+    names, classes = json.loads(facts["names"]), tuple(json.loads(facts["classes"]))
+    if facts["scale"]:
+        tqdm.write(facts["scale"])
+    tests = sum(n.startswith("test/") for n in names)  # they come first
+    everything = torch.arange(len(names))
+    train, test = (everything[tests:], everything[:tests]) if tests else held_out(labels, classes, name, test_fraction)
+    kept = _say_doubles(path, images, labels, names, train, test, near, drop_test_doubles)
+    if lost := set(range(len(classes))) - set(labels[kept].tolist()):
+        raise ValueError(f"{path}: without doubles of test pictures no training picture of the class {classes[min(lost)]} is left: "
+                         "add some, or load without drop_test_doubles.")
+    if tests and len(kept) == len(train):  # next to each other: no copy
+        kept, test = slice(tests, None), slice(tests)  # type: ignore[assignment]
+    return tuple(Images(images[i], labels[i], classes, name) for i in (kept, test))  # type: ignore[return-value]
 
 
 def _say_doubles(path: Path, images: Tensor, labels: Tensor, names: list[str], train: Tensor, test: Tensor, near: bool,
@@ -248,7 +268,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                     raise tarfile.ReadError("data after its end")
 
 
-def _layout(path: Path, files: Files, hidden: list[str]) -> tuple[Files, tuple[str, ...]]:
+def arranged(path: Path, files: Files, hidden: list[str]) -> tuple[Files, tuple[str, ...]]:
     """Check the layout: (the pictures by their names in it, such as train/cat/1.png, sorted, those of test/ first; the class names)."""
     if ill := [n for n in files if any(unicodedata.category(c) in ("Cc", "Cs") for c in n)]:
         raise ValueError(f"{path} has a name that is not UTF-8, or holds a control character: {ill[0]!a}; rename it.")

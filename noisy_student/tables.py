@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from .data import TITLES, check_name
+from .data import NAMED, check_name
 from .files import write_whole
 
 ROW_COLUMNS = (
@@ -68,7 +68,7 @@ def write_rows(rows: pd.DataFrame, path: str | Path, variants: Iterable[str] = (
 def data_title(data: str) -> str:
     """The images' name for people, of a row's ``data``: their short name and fingerprint."""
     name = data.rpartition("-")[0]
-    return TITLES.get(name, name)
+    return NAMED.get(name, name)
 
 
 # ----------------------------------------------------------------------------------- means
