@@ -65,11 +65,18 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def _panel(title: str, subtitle: str, width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _panel(
+    title: str, subtitle: str, width: float, height: float, aside: str = ""
+) -> tuple[Figure, Axes]:
+    """A figure with one panel and, at its right, a text."""
+    figure = Figure(figsize=(width + 3 * bool(aside), height), layout="constrained")
+    panel, *side = figure.subfigures(1, 1 + bool(aside), squeeze=False,
+                                     width_ratios=[width, 3][:1 + bool(aside)])[0]
+    for part in side:
+        part.text(0.02, 0.97, aside, va="top", fontsize=8)
     lines = [textwrap.fill(text, int(11 * width)) for text in (title, subtitle) if text]
-    figure.suptitle("\n".join(lines), fontsize=10)
-    axis = figure.subplots()
+    panel.suptitle("\n".join(lines), fontsize=10)
+    axis = panel.subplots()
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.3)
     return figure, axis
@@ -103,7 +110,7 @@ def forest(rows: pd.DataFrame, baseline: Baseline = None, title: str = "") -> Fi
     names = found.variant.tolist()
     if len(against := found.baseline.dropna().unique()) == 1:
         mean = tenths(scores(rows, against[0]).mean())
-        label = label.replace(", %", f": points over {against[0]} ({mean}%)")
+        label = label.replace(", %", f": points over “{against[0]}” ({mean}%)")
     elif baseline:
         label = label.replace(", %", ": points over its baseline")
         names = [f"{name}, over {own}" for name, own in zip(names, found.baseline, strict=True)]
@@ -151,21 +158,23 @@ def line(
     over = isinstance(x, str)
     drawn = rows if over else rows[rows.variant.isin([*x, *levels])]
     subtitle, column = _subtitle(drawn), y or score_column(drawn)
-    names = drawn.variant.map(series) if series else drawn.variant if over else ""
+    names = drawn.variant.map(series) if series else drawn.variant if over else "labels alone" * bool(levels)
     at = drawn[x] if over else drawn.variant.map(x)
     shown = pd.DataFrame({"x": at, "y": drawn[column], "series": names}).dropna()
     if shown.empty:
         raise ValueError(f"no row has both {column!r} and a place on the x axis: nothing to draw.")
     figure, axis = _panel(title, subtitle, 7.5, 4.8)
     first, styles = shown.series.iloc[0], cycle(STYLES)
-    for (name, part), style in zip(shown.groupby("series", sort=False), styles, strict=False):
-        _mean_line(axis, part, str(name), *style)
+    groups = shown.groupby("series", sort=False)
+    apart = 0 if log else 0.012 * (shown.x.max() - shown.x.min())  # or one would hide another's bars
+    for i, ((name, part), style) in enumerate(zip(groups, styles, strict=False)):
+        _mean_line(axis, part, str(name), *style, apart * (i - (len(groups) - 1) / 2))
     alone = shown[shown.series == first].groupby("x").y
     curve = {int(count): part.tolist() for count, part in alone} if levels else {}
     for variant, style in zip(levels, styles, strict=False):
         _level(axis, variant, scores(rows, variant), curve, *style)
     axis.set(xlabel=xlabel or (x if over else ""),
-             ylabel=ylabel or _LABELS.get("fit" if x == "epoch" else column, column))
+             ylabel=ylabel or _LABELS.get("fit" if (x, column) == ("epoch", "accuracy") else column, column))
     _x_ticks(axis, shown.x, log, ticks)
     if "accuracy" in column:
         axis.set_ylim(_within_percent(axis.get_ylim()))
@@ -175,8 +184,9 @@ def line(
     return figure
 
 
-def _mean_line(axis: Axes, part: pd.DataFrame, name: str, colour: str, marker: str) -> None:
-    """Mean and interval of y at each x: bars, or a band where there are many places."""
+def _mean_line(axis: Axes, part: pd.DataFrame, name: str, colour: str, marker: str,
+               shift: float) -> None:
+    """Mean and interval of y at each x: shifted bars, or a band where there are many places."""
     found = {at: mean_and_interval(values) for at, values in part.groupby("x").y}
     at, (mean, half) = np.array(list(found)), np.array(list(found.values())).T
     half, label = np.nan_to_num(half), textwrap.fill(name, 90)
@@ -184,7 +194,7 @@ def _mean_line(axis: Axes, part: pd.DataFrame, name: str, colour: str, marker: s
         axis.plot(at, mean, color=colour, label=label)
         axis.fill_between(at, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
     else:
-        axis.errorbar(at, mean, half, fmt=f"{marker}-", color=colour, label=label,
+        axis.errorbar(at + shift, mean, half, fmt=f"{marker}-", color=colour, label=label,
                       capsize=3 if half.any() else 0)
 
 
@@ -192,7 +202,7 @@ def _level(axis: Axes, variant: str, values: pd.Series, curve: Mapping[int, Sequ
            colour: str, marker: str) -> None:
     """A variant's mean across the axis, and where the curve of labels alone reaches it."""
     found = label_efficiency(curve, values.tolist())
-    text = f"{variant}, {tenths(values.mean())}%: as {labels_in_words(found, curve)} labels alone"
+    text = f"{variant}, {tenths(values.mean())}%: as good as {labels_in_words(found, curve)} labels alone"
     axis.axhline(values.mean(), color=colour, ls="--", label=textwrap.fill(text, 90))
     if math.isfinite(found[0]):
         axis.plot(found[0], values.mean(), marker, color=colour, markersize=10)
@@ -232,11 +242,11 @@ def heatmap(
     cells, (down, across) = values.to_numpy(dtype=float), values.shape
     few = max(down, across) <= _MOST_CELLS
     width, height = (max(4.5, 2.4 + 0.55 * across), max(3, 1.8 + 0.4 * down)) if few else (7, 6)
-    figure, axis = _panel(title, subtitle, width + 3 * bool(aside), height)
+    figure, axis = _panel(title, subtitle, width, height, aside)
     axis.grid(visible=False)
     axis.patch.set(hatch="////", facecolor="#EEEEEE", edgecolor="#AAAAAA")
     shown = axis.imshow(cells, cmap="cividis", aspect="auto", vmin=limits[0], vmax=limits[1])
-    figure.colorbar(shown, label=unit)
+    axis.figure.colorbar(shown, ax=axis, label=unit)
     axis.set(xlabel=xlabel, ylabel=ylabel, xticks=[], yticks=[])
     middle = sum(shown.get_clim()) / 2
     for (y, x), value in np.ndenumerate(cells):
@@ -252,9 +262,6 @@ def heatmap(
         level = max(map(len, names)) * across <= 60
         axis.set_xticks(range(across), names, fontsize=9, **{} if level else slant)
         axis.set_yticks(range(down), [_fit(str(name), 150, 9) for name in values.index], fontsize=9)
-    if aside:  # the one kind of text outside the axes for which the layout makes room
-        figure.legend([], [], title=aside, title_fontsize=9, alignment="left", frameon=False,
-                      loc="outside right upper")
     return figure
 
 
@@ -283,20 +290,20 @@ def confusion(counts: np.ndarray, classes: Sequence[str], title: str = "") -> Fi
 
     counts: classes x classes, true class by predicted. A class without a test image is hatched.
     """
-    rows, worst = per_class(counts, classes), confusions(counts, classes, 12)
+    rows, worst = per_class(counts, classes), confusions(counts, classes)
     right = f"{tenths(100 * counts.trace() / counts.sum())}% right"
     if rows["count"].nunique() > 1:
         right += f", mean over the classes {tenths(balanced_accuracy(counts))}%"
-    said = [f"{row.true} as {row.predicted}: {row.count_} ({row.share:.0f}%)"
-            for row in worst.rename(columns={"count": "count_"}).itertuples()]
+    said = [f"{count} ({share:.0f}%): {true} as {predicted}"
+            for true, predicted, count, share in worst.itertuples(index=False)]
     untested = rows["class"][rows["count"] == 0].tolist()
     names = [f"{name} (no test image)" if name in untested else name for name in classes]
     if len(classes) > _MOST_CELLS and untested:
         more = f" and {len(untested) - 5} more" if len(untested) > 5 else ""
         said = [f"No test image (hatched): {', '.join(untested[:5])}{more}", "", *said]
     share = 100 * pd.DataFrame(counts, names, classes).div(counts.sum(1), axis=0)
-    aside = "\n".join(textwrap.fill(text, 40, subsequent_indent="   ")
-                      for text in ("Largest confusions, true as predicted:", *said))
+    aside = "\n".join(textwrap.fill(text, 46, subsequent_indent="   ", max_lines=2, placeholder="…")
+                      for text in ("Largest confusions, true as predicted", *said))
     return heatmap(share, title, right, xlabel="predicted", ylabel="true", unit="% of the true class",
                    decimals=0, aside=aside, limits=(0, 100))
 
@@ -311,28 +318,31 @@ def _width(text: str, size: float) -> float:
 
 def _fit(text: str, points: float, size: float, most: int = 2) -> str:
     """The text broken so that no line is wider than ``points``; a line into at most ``most``."""
-    for width in range(max(map(len, text.split("\n")), default=1), 0, -1):
-        lines = [part for line in text.split("\n")
-                 for part in textwrap.wrap(line, width, max_lines=most, placeholder="…")]
+    for width in range(max(map(len, text.split("\n"))), 0, -1):
+        broken = [textwrap.wrap(line, width) for line in text.split("\n")]
+        lines = [part for parts in broken for part in (
+            parts if len(parts) <= most else [*parts[:most - 1], f"{parts[most - 1][:-1]}…"])]
         if all(_width(part, size) <= points for part in lines):
-            break
-    return "\n".join(lines)
+            return "\n".join(lines)
+    return ""
 
 
 @_form
 def pictures(
     images: Sequence[Tensor | None] | Tensor, captions: Sequence[str] = (), *,
     rows: Sequence[str] = (), columns: Sequence[str] = (), title: str = "", across: int = 8,
+    tile: float = 0.95,
 ) -> Figure:
     """Images, row by row, each below its caption.
 
     images: uint8, 3 x H x W each, or None for a gap. rows, columns: names at the left and above,
-    which decide how many stand in a row; else ``across`` do. Long names are broken, and cut short.
+    which decide how many stand in a row; else ``across`` do. tile: an image's side in inches. Long
+    names are broken, and cut short. Raises ValueError where the images do not fill the rows.
     """
     if rows and len(images) % len(rows):
         raise ValueError(f"{len(images)} images in {len(rows)} rows: fill the rows up with None.")
     across = len(images) // len(rows) if rows else len(columns) or min(across, max(1, len(images)))
-    pitch, tile, size = 1.05, 0.95, 8.0  # inches, inches, points
+    pitch, size = tile + 0.1, 8.0  # inches, points
     names = [_fit(name, 110, size) for name in rows]
     said = [_fit(text, 72 * (pitch - 0.04), size) for text in captions]
     heads = [_fit(name, 72 * (pitch - 0.04), size) for name in columns]

@@ -1,0 +1,129 @@
+"""A study: one question, answered by named Runs. Each is one Python file in the folder studies/."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .data import check_name
+from .runs import Run
+from .tables import ROW_COLUMNS, read_rows
+
+ROOT = Path(__file__).resolve().parent.parent  # holds the folders studies/ and results/
+MOST_WORDS = 120
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's file says. Raises ValueError for what cannot be, with the study's name.
+
+    The variants' names are plain words, without braces and bars: pages name them between these.
+    """
+
+    name: str
+    question: str
+    runs: dict[str, Run]  # by variant, of seed 0: the study replaces it throughout
+    seeds: dict[str, tuple[int, ...]]  # by variant
+    baseline: dict[str, str]  # by variant, the one that it is compared with; some have none
+    figure: Callable[[pd.DataFrame], Figure]
+    answer: str  # at most MOST_WORDS words; its numbers are placeholders, see pages.py
+    data: str = "cifar10-jpeg"
+    curve: dict[int, str] = field(default_factory=dict)  # number of labels -> variant on these alone
+
+    def __post_init__(self) -> None:
+        said = f"study {self.name}: "
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"{said}name its file with letters, digits and - alone.")
+        if not self.question.endswith("?"):
+            raise ValueError(f"{said}the docstring is {self.question!r}: make it one question.")
+        if not self.runs or not all(isinstance(run, Run) for run in self.runs.values()):
+            raise ValueError(f"{said}RUNS is not a dict from the names of variants to Runs.")
+        for name in self.runs:
+            if not name or name != " ".join(re.sub(r"[{}|]", " ", name).split()):
+                raise ValueError(f"{said}the variant {name!r} has a brace, a bar or too much space.")
+        used = {"SEEDS": self.seeds, "BASELINE": [*self.baseline, *self.baseline.values()],
+                "CURVE": self.curve.values()}
+        for where, names in used.items():
+            for name in names:
+                check_name(f"variant in {where} of the study {self.name}", name, self.runs)
+        for name in self.runs:
+            if not self.seeds.get(name):
+                raise ValueError(f"{said}SEEDS has none of the variant {name!r}: give it one.")
+        if not callable(self.figure):
+            raise ValueError(f"{said}FIGURE={self.figure!r} is not a function of the rows.")
+        if (words := len(self.answer.split())) > MOST_WORDS:
+            raise ValueError(f"{said}ANSWER has {words} words: cut it to {MOST_WORDS}.")
+
+    def rows(self, root: Path = ROOT) -> pd.DataFrame:
+        """Those of results/<name>.csv, by variant and seed; none where there is no such file.
+
+        Raises ValueError for rows of another study or of a variant that this one does not have.
+        """
+        path = root / "results" / f"{self.name}.csv"
+        if not path.exists():
+            return pd.DataFrame(columns=list(ROW_COLUMNS))
+        rows = read_rows(path)
+        for name in rows.variant.unique():
+            check_name(f"variant in {path.name}", name, self.runs)
+        place = {name: i for i, name in enumerate(self.runs)}
+        return rows.assign(place=rows.variant.map(place)).sort_values(["place", "seed"]).drop(
+            columns="place").reset_index(drop=True)
+
+
+def study_names(root: Path = ROOT) -> list[str]:
+    """The names of all studies, sorted."""
+    return sorted(path.stem for path in (root / "studies").glob("[!._]*.py"))
+
+
+def load_study(name: str | Path, root: Path = ROOT) -> Study:
+    """A study by name, or by the path of its file, a Python program that is run.
+
+    Classes that it defines can be handed to helper processes: its module is ``studies.<name>``,
+    and the folder that holds studies/ is appended to ``sys.path``. Raises ValueError for an unknown
+    name, and for a file that is no study.
+    """
+    path = Path(name)
+    if path.suffix != ".py":
+        check_name("study", str(name), study_names(root))
+        path = root / "studies" / f"{name}.py"
+    module = _module(path)
+    for needed in ("RUNS", "SEEDS", "FIGURE", "ANSWER"):
+        if not hasattr(module, needed):
+            raise ValueError(f"study {path.stem}: {path} has no {needed}.")
+    runs, seeds, baseline = dict(module.RUNS), module.SEEDS, getattr(module, "BASELINE", {})
+    if not isinstance(seeds, Mapping):
+        seeds = dict.fromkeys(runs, seeds)
+    if not isinstance(baseline, Mapping):
+        check_name(f"variant in BASELINE of the study {path.stem}", baseline, runs)
+        baseline = {variant: baseline for variant in runs if variant != baseline}
+    more: dict[str, Any] = {low: getattr(module, low.upper()) for low in ("data", "curve")
+                            if hasattr(module, low.upper())}
+    return Study(path.stem, " ".join((module.__doc__ or "").split()), runs,
+                 {variant: tuple(s) for variant, s in seeds.items()}, dict(baseline),
+                 module.FIGURE, " ".join(module.ANSWER.split()), **more)
+
+
+def _module(path: Path) -> ModuleType:
+    """Run the file as the module ``studies.<its name>``."""
+    spec = importlib.util.spec_from_file_location(f"studies.{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no file: give a study's name, or the path of its file.")
+    if (folder := str(path.resolve().parent.parent)) not in sys.path:
+        sys.path.append(folder)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    return module
