@@ -6,7 +6,7 @@
 # make lab     opens Jupyter on the notebooks
 PYTHON ?= python3
 DATA   ?= digits
-RECIPE ?= auto
+RECIPE ?= $(if $(filter digits,$(DATA)),mine,auto)
 RUNS   ?= 2
 NAME   ?=
 OUT    ?= out/$(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//I')
