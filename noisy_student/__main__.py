@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", default="out", type=_path, help="folder for tables and figures (default: out)")
     machine(made)
     made = command(study_, "train what a study lacks, and write its rows into results/")
-    made.add_argument("name", help=f"one of {', '.join(studies.study_names())}, or a study's file")
+    made.add_argument("name", help="a file in studies/, without .py: " + ", ".join(studies.study_names()))
     machine(made)
     made = command(verify_, "train a study's cheapest rows again, and say how far they are from the committed ones")
     made.add_argument("name", help="as of study")
@@ -195,20 +195,23 @@ def plot_(args: argparse.Namespace) -> int:
         drawn = report.from_tables(table)
     else:
         found = studies.load_study(args.name)
-        drawn = {found.name: found.draw()}
+        drawn = {found.name: found.figure(found.rows())}
     print("\n".join(str(figures.save(figure, args.out / f"{name}.png")) for name, figure in drawn.items()))
     return 0
 
 
 def pages_(args: argparse.Namespace) -> int:
-    changed = pages.render(check=args.check)
-    print("\n".join(f"{path} {'is not what the rows say: run make pages' if args.check else 'written'}" for path in changed) or "up to date")
-    return 1 if args.check and changed else 0
+    if args.check and (stale := pages.check()):
+        print("\n".join(f"{path} is not what the rows say: make pages writes it" for path in stale))
+        return 1
+    print("up to date" if args.check else "\n".join(f"{path} written" for path in pages.write()))
+    return 0
 
 
 def tidy_(args: argparse.Namespace) -> int:
-    for line in Store(args.store).tidy(remove=args.remove):
-        print(line)
+    store = Store(args.store)
+    for folder in store.tidy() if args.remove else store.unfinished():
+        print(folder, "removed" if args.remove else "is of a training that was begun and is not at work: --remove removes it")
     return 0
 
 

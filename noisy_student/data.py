@@ -12,10 +12,9 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
@@ -64,9 +63,10 @@ class Images:
     def title(self) -> str:
         return TITLES.get(self.name, self.name)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over pixels, labels, shape and class names: equal data, equal fingerprint."""
+        """SHA-256 over pixels, labels, shape and class names: equal data, equal fingerprint. Taken at each use (a fraction of a second
+        for CIFAR-10): a kept one would stay when the tensors are changed in place, and a run be stored as that of other images."""
         digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
@@ -79,11 +79,16 @@ def data_key(train: Images, test: Images) -> str:
     return f"{train.name}-{both[:16]}"
 
 
+def check_classes(mine: Sequence[str | None], its: Sequence[str | None], me: str, it: str) -> None:
+    """Raise ValueError for two lists of class names, of ``me`` and ``it``, that differ in a name, their order or their length."""
+    for i, names in enumerate(zip_longest(mine, its)):
+        if names[0] != names[1]:
+            raise ValueError(f"class {i} is {names[0]!r} of {me} and {names[1]!r} of {it}: give both the same classes.")
+
+
 def check_test_set(train: Images, test: Images) -> None:
     """Raise ValueError unless a model of ``train`` can be scored on ``test``."""
-    for i, (mine, its) in enumerate(zip_longest(train.classes, test.classes)):
-        if mine != its:
-            raise ValueError(f"class {i} is {mine!r} of the training set and {its!r} of the test set: give both the same classes.")
+    check_classes(train.classes, test.classes, "the training set", "the test set")
     shapes = ["x".join(map(str, part.images.shape[1:])) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the training images are {shapes[0]} and the test images {shapes[1]}: give both one size.")
@@ -231,6 +236,9 @@ class Split:
     def resize(self, train: Images, labeled: int | float) -> Split:
         """The split of the same draw with more or fewer labelled images; the smaller lies within the larger."""
         self.check(train)
+        return self._resized(train, labeled)
+
+    def _resized(self, train: Images, labeled: int | float) -> Split:
         known = int((train.labels >= 0).sum())
         if isinstance(labeled, float) and not 0 < labeled <= 1:
             raise ValueError(f"labeled={labeled} is not a fraction above 0 and up to 1.")
@@ -277,7 +285,7 @@ def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
     """
     check_seed(seed)
     order = torch.cat([_stratified_order(train.labels, seed), (train.labels < 0).nonzero().flatten()])
-    return Split(order, order[:0], seed, train.fingerprint).resize(train, labeled)
+    return Split(order, order[:0], seed, train.fingerprint)._resized(train, labeled)
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:

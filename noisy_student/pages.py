@@ -33,8 +33,8 @@ from .figures import save
 from .files import write_whole
 from .studies import ROOT, Study, load_study, study_names
 from .tables import (
-    compare, data_title, difference, label_efficiency, labels_in_words, mean_and_interval, scores,
-    tenths, with_interval,
+    compare, data_title, difference, label_efficiency, labels_in_words, score_column, scores, tenths,
+    with_interval,
 )
 
 READMES = ("README.md", "README.ko.md")
@@ -45,10 +45,10 @@ PREAMBLE = """# Results
 Each section is one study: a question, its answer, the rows that it rests on, and the command that
 trains what is missing and writes them again. Numbers are means over the seeds, in percent.
 
-- **accuracy**: on the test images; on held-out labels where a study says so. ± is half of Student's
+- **accuracy**: on the test images, or on held-out labels where the head says so. ± is half of Student's
   95% interval over the seeds; each seed has its own split, initial weights and noise.
 - **difference**: accuracy minus that of the baseline, in points, paired by seed, with the 95%
-  interval of the paired differences. An interval that includes 0 is within chance.
+  interval of the paired differences. Where it includes 0, the difference is within noise.
 - **kept**: the share of the unlabelled images whose pseudo-label passed the filter.
   **right**: how many of the pseudo-labels kept are right.
 - **seeds**: how many trainings each mean is of.
@@ -133,6 +133,8 @@ def table(
     found = found.set_index("variant").reindex(shown or found.variant)
     baselines = found.baseline.dropna().unique()
     variant, accuracy, gain, kept, right, seeds = heads
+    if score_column(rows) == "validation_accuracy":
+        accuracy = "accuracy on held-out labels"
     if len(baselines) == 1:
         gain += f" to “{(shown or {}).get(baselines[0], baselines[0])}”"
 

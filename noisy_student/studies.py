@@ -14,9 +14,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .data import check_name
-from .runs import Run
-from .tables import ROW_COLUMNS, read_rows
+from .data import Images, check_name, data_key
+from .files import check_writable
+from .runs import Run, run_all, teachers_first
+from .store import Store
+from .tables import ROW_COLUMNS, read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent  # holds the folders studies/ and results/
 MOST_WORDS = 120
@@ -60,13 +62,14 @@ class Study:
                 raise ValueError(f"{said}SEEDS has none of the variant {name!r}: give it one.")
         if not callable(self.figure):
             raise ValueError(f"{said}FIGURE={self.figure!r} is not a function of the rows.")
-        if (words := len(self.answer.split())) > MOST_WORDS:
+        words = len(re.sub(r"\{[^{}]*\}", "0", self.answer).split())  # a placeholder is a word
+        if words > MOST_WORDS:
             raise ValueError(f"{said}ANSWER has {words} words: cut it to {MOST_WORDS}.")
 
     def rows(self, root: Path = ROOT) -> pd.DataFrame:
         """Those of results/<name>.csv, by variant and seed; none where there is no such file.
 
-        Raises ValueError for rows of another study or of a variant that this one does not have.
+        Raises ValueError for rows of a variant that the study does not have.
         """
         path = root / "results" / f"{self.name}.csv"
         if not path.exists():
@@ -127,3 +130,62 @@ def _module(path: Path) -> ModuleType:
         del sys.modules[module.__name__]
         raise
     return module
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def runs_of(study: Study, data: str) -> dict[tuple[str, int], Run]:
+    """The study's trainings by variant and seed, for these images (see data.data_key)."""
+    return {
+        (variant, seed): run.throughout(seed=seed).bind(data, "")
+        for variant, run in study.runs.items()
+        for seed in study.seeds[variant]
+    }
+
+
+def train_study(
+    study: Study, train_set: Images, test_set: Images, store: Store, root: Path = ROOT, **options: Any
+) -> pd.DataFrame:
+    """Train what the study's rows lack, write results/<name>.csv, and give all rows.
+
+    A row of a variant that was changed since is replaced, and one of another seed left out. options: those of run_all.
+    Raises ValueError where there are rows of other images.
+    """
+    data, rows = data_key(train_set, test_set), study.rows(root)
+    if others := sorted(set(rows.data) - {data}):
+        raise ValueError(f"the rows of the study {study.name} are of the data {others[0]}, not {data}: "
+                         "give it the images that it was made with.")
+    wanted = runs_of(study, data)
+    rows = rows[rows.key.isin([run.key for run in wanted.values()])]
+    missing = {at: run for at, run in wanted.items() if run.key not in set(rows.key)}
+    if missing:
+        check_writable(root / "results")
+        table = run_all(list(missing.values()), train_set, test_set, store, **options)
+        table = table.assign(study=study.name, variant=[variant for variant, _ in missing])
+        rows = pd.concat([part for part in (rows, table[list(ROW_COLUMNS)]) if len(part)])
+        write_rows(rows, root / "results" / f"{study.name}.csv", study.runs)
+    return study.rows(root)
+
+
+def verify(
+    study: Study, train_set: Images, test_set: Images, store: Store, count: int = 2, root: Path = ROOT,
+    **options: Any,
+) -> pd.DataFrame:
+    """Train the ``count`` cheapest rows again: columns variant, seed, rows, again, difference.
+
+    Cheapest: of the fewest trainings, teachers included, then of the fewest seconds. rows, again:
+    the accuracy in the rows and that of today, percent. A device, or another release of PyTorch,
+    rounds otherwise: a difference of some tenths is no fault. Raises ValueError without rows.
+    """
+    rows, wanted = study.rows(root), runs_of(study, data_key(train_set, test_set))
+    if rows.empty:
+        raise ValueError(f"the study {study.name} has no rows: make study NAME={study.name}.")
+    rows = rows[[(v, s) in wanted for v, s in zip(rows.variant, rows.seed, strict=True)]]
+    runs = [wanted[at] for at in zip(rows.variant, rows.seed, strict=True)]
+    rows = rows.assign(run=runs, trainings=[len(teachers_first([run])) for run in runs])
+    rows = rows.sort_values(["trainings", "seconds"], kind="stable").head(count)
+    again = run_all(list(rows.run), train_set, test_set, store, **options)
+    score = "validation_accuracy" if rows.accuracy.isna().all() else "accuracy"
+    found = rows[["variant", "seed", "device", score]].rename(columns={score: "rows"})
+    return found.assign(again=list(again[score]), difference=list(again[score] - rows[score].array))

@@ -288,6 +288,20 @@ def test_labels_that_do_not_fit_their_images_are_refused(labels: torch.Tensor) -
         Images(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), labels, ("a", "b"), "x")
 
 
+def test_images_changed_in_place_have_another_fingerprint() -> None:
+    """By torch, or by NumPy on the same memory, which torch does not see: else a run of them is stored as that of the sound ones."""
+    train, pixels = labelled([0, 1, 0, 1], 2), np.zeros((4, 3, 16, 16), np.uint8)
+    drawn, first, shared = split(train, 2), train.fingerprint, Images(torch.from_numpy(pixels), train.labels, train.classes, "made")
+    train.images.zero_()
+    assert train.fingerprint == shared.fingerprint != first
+    with pytest.raises(ValueError, match="belongs to other data"):
+        drawn.resize(train, 3)
+    pixels[0] = 1
+    assert shared.fingerprint != train.fingerprint
+    train.labels[0] = 1
+    assert data_key(train, train) != data_key(shared, shared)
+
+
 def test_fingerprint_says_everything() -> None:
     base = labelled([0, 1, 0, 1], 2)
     pixels = base.images.clone()

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file
 
 from noisy_student import figures
-from noisy_student.files import write_whole
+from noisy_student.files import TYPES, load_tensors, out_of_memory_said, save_tensors, write_whole
 
 
 def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -87,3 +89,51 @@ def test_processes_may_write_the_same_tables(tmp_path: Path) -> None:
     assert [w.wait() for w in writers] == [0] * 3
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 200
     assert sorted(p.name for p in tmp_path.iterdir()) == ["history.csv", "runs.csv"]
+
+
+def test_tensors_are_safetensors(tmp_path: Path) -> None:
+    """Read by the library itself: every type, none at all, no dimension, an empty tensor."""
+    rng = torch.Generator().manual_seed(0)
+    tensors = {str(dtype): torch.randint(0, 2, (3, 5), generator=rng).to(dtype) for dtype in TYPES}
+    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 3)}
+    for found, name in ((tensors, "a"), ({}, "b")):
+        save_tensors(tmp_path / name, found, {"said": "it"})
+        read = load_file(tmp_path / name)
+        assert read.keys() == found.keys() and all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in found.items())
+        again = load_tensors(tmp_path / name)
+        assert again is not None and again[1] == {"said": "it"} and all(torch.equal(again[0][k], v) for k, v in found.items())
+    with pytest.raises(ValueError, match=r"x is of torch\.complex64, which is none of torch\.float64"):
+        save_tensors(tmp_path / "c", {"x": torch.zeros(1, dtype=torch.complex64)}, {})
+
+
+def test_what_is_changed_in_mapped_tensors_does_not_reach_the_file(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "a", {"x": torch.ones(5)}, {})
+    found = load_tensors(tmp_path / "a")
+    assert found is not None
+    found[0]["x"].zero_()
+    again = load_tensors(tmp_path / "a")
+    assert again is not None and torch.equal(again[0]["x"], torch.ones(5))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_tensors_are_written_without_a_copy(tmp_path: Path) -> None:
+    script = ("import sys, torch; from pathlib import Path; from noisy_student.files import save_tensors\n"
+              "def anonymous(word): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(word))\n"
+              "x = torch.ones(300_000_000, dtype=torch.uint8); Path('/proc/self/clear_refs').write_text('5')\n"
+              "before = anonymous('VmHWM'); save_tensors(Path(sys.argv[1]), {'x': x}, {}); print(anonymous('VmHWM') - before)")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50_000, "kilobytes"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"),
+                                   RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_out_of_memory_is_one_sentence(error: Exception) -> None:
+    with pytest.raises(MemoryError, match=r"^the images do not fit into memory: give fewer\.$"), out_of_memory_said("the images", "give fewer"):
+        raise error
+
+
+def test_torch_says_that_memory_is_out_as_is_expected() -> None:
+    with pytest.raises(MemoryError, match="do not fit"), out_of_memory_said("they", "give fewer"):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="another"), out_of_memory_said("they", "give fewer"):
+        raise RuntimeError("another")
