@@ -55,7 +55,7 @@ def summary(table: pd.DataFrame, test: Images) -> pd.DataFrame:
         "over labels alone, points": [with_interval(*pair, "+") for pair in zip(found.difference, found.interval, strict=True)],
         "pseudo-labels kept": column(found.kept, "{:.0%}"), "of these right": column(found.pseudo_accuracy, "{:.1f}%"),
         "optimizer steps": column(mean.steps[found.index], "{:,.0f}"), "seeds": found.seeds}, found.index)
-    return shown.loc[:, shown.ne("").any()]
+    return shown[[name for name in shown if any(map(str, shown[name]))]]
 
 
 def by_confidence(probabilities: Tensor, labels: Tensor, ends: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)) -> pd.DataFrame:
@@ -79,14 +79,15 @@ def from_tables(table: pd.DataFrame) -> dict[str, Figure]:
         raise ValueError(f"the table has no column {missing[0]!r}: it is not a runs.csv of this package.")
     drawn: dict[str, Figure] = {}
     for name, rows in table.groupby("experiment", sort=False):
-        of_variant = rows.drop_duplicates("variant").set_index("variant")
+        first = rows.drop_duplicates("variant")
+        n, m, labels = (dict(zip(first.variant, first[column], strict=True)) for column in ("n", "m", "labels"))
         if name == "grid":
             for model, part in rows.groupby("model", sort=False):
                 title = f"RandAugment(n, m), {model} on {part.labels.iloc[0]:,} labels: accuracy on held-out labels, %"
-                drawn[f"grid-{model}"] = figures.grid(part, of_variant.n, of_variant.m, title, xlabel="m, bound of the magnitudes",
+                drawn[f"grid-{model}"] = figures.grid(part, n, m, title, xlabel="m, bound of the magnitudes",
                                                       ylabel="n, ops an image")
         elif name == "label_counts":
-            drawn["label_counts"] = figures.line(rows, of_variant.labels, xlabel="labelled images", log=True)
+            drawn["label_counts"] = figures.line(rows, labels, xlabel="labelled images", log=True)
         else:
             drawn[str(name)] = figures.forest(rows, baseline_of(rows) or None)
     return drawn

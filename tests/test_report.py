@@ -48,7 +48,8 @@ def test_summary_of_unequal_classes_and_unknown_labels(tiny: tuple[Images, Image
 
 
 def test_by_confidence() -> None:
-    probabilities = torch.tensor([[0.4, 0.3, 0.3], [0.7, 0.2, 0.1], [0.1, 0.79, 0.11], [0.97, 0.03, 0.0], [0.96, 0.04, 0.0], [0.0, 0.0, 1.0]])
+    probabilities = torch.tensor([[0.4, 0.3, 0.3], [0.7, 0.2, 0.1], [0.1, 0.79, 0.11], [0.97, 0.03, 0.0],
+                                  [0.96, 0.04, 0.0], [0.0, 0.0, 1.0]])
     labels = torch.tensor([0, 0, 0, 0, -1, 1])
     shown = report.by_confidence(probabilities, labels)
     assert shown.index.tolist() == ["0% to 50%", "50% to 80%", "80% to 95%", "95% to 100%"]
