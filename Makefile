@@ -3,10 +3,12 @@
 # make study   trains what a study lacks and writes its rows (NAME=generations); make pages renders them
 # make verify  trains a study's cheapest rows again and says how far they are from the committed ones (NAME=, RUNS=2)
 # make bench, make soak, make audit  speed; long fault tests; known vulnerabilities of the locked packages
-# make lab     opens Jupyter on the notebooks
+# make lab     opens Jupyter on the notebooks; make notebooks runs them in place, as they are committed
 PYTHON ?= python3
 DATA   ?= digits
-RECIPE ?= auto
+# The recipe and the number of labels that stand in the notebooks are written for the digits.
+RECIPE ?= $(if $(filter digits,$(DATA)),mine,auto)
+LABELS ?= $(if $(filter digits,$(DATA)),,auto)
 RUNS   ?= 2
 NAME   ?=
 OUT    ?= out/$(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//I')
@@ -21,7 +23,7 @@ ifneq ($(UNKNOWN),)
 $(error unknown variable $(firstword $(UNKNOWN)): make knows $(KNOWN))
 endif
 
-.PHONY: run test study pages verify lab bench soak audit
+.PHONY: run test study pages verify lab notebooks bench soak audit
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noisy_student needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -54,6 +56,11 @@ verify: .venv/installed
 
 lab: .venv/installed
 	$(BIN)/jupyter lab run.ipynb
+
+# Twice: the first time trains, the second, in seconds, leaves no progress bars in them.
+notebooks: .venv/installed
+	for pass in 1 2; do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.record_timing=False \
+		data_split.ipynb run.ipynb || exit 1; done
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed --data "$(DATA)"

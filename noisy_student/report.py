@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,59 @@ from torch import Tensor
 
 from . import figures
 from .augment import OPS, apply_op
-from .data import Images
+from .data import Images, Split
 from .experiments import baseline_of
 from .files import write_whole
 from .store import Store
+from .tables import compare, with_interval
 from .training import predict
+
+
+def saved_split(path: str | Path, train: Images) -> Split | None:
+    """The split in a file; None, and a line that says why, where there is none or it cannot be used."""
+    try:
+        found = Split.load(path, train)
+    except FileNotFoundError:
+        print(f"There is no {path}: each seed draws its own labelled images.")
+    except ValueError as error:
+        print(f"{path} is not used, each seed draws its own labelled images: {error}")
+    else:
+        print(f"The split of {path}, the same for all seeds.")
+        return found
+    return None
+
+
+def summary(table: pd.DataFrame, test: Images) -> pd.DataFrame:
+    """For people: a row a variant of a table of run_variants, mean and 95% interval over its seeds.
+
+    Columns, those that would be empty left out: accuracy; balanced accuracy, where one class of ``test`` has half as many images
+    again as another; the difference to the same model on as many labels alone, in points, paired by seed; pseudo-labels kept, and
+    those right; optimizer steps; seeds.
+    """
+    found = compare(table, baseline_of(table)).set_index("variant")
+    mean = table.groupby("variant")[["balanced_accuracy", "steps"]].mean()
+    counts = test.labels.bincount(minlength=len(test.classes))
+    unequal = counts.max() > 1.5 * counts.min()
+
+    def column(values: pd.Series, form: str) -> list[str]:
+        return [form.format(value) if value == value else "" for value in values]
+
+    shown = pd.DataFrame({
+        "accuracy, %": list(map(with_interval, found.accuracy, found.spread)),
+        "balanced accuracy, %": column(mean.balanced_accuracy[found.index], "{:.1f}" if unequal else ""),
+        "over labels alone, points": [with_interval(*pair, "+") for pair in zip(found.difference, found.interval, strict=True)],
+        "pseudo-labels kept": column(found.kept, "{:.0%}"), "of these right": column(found.pseudo_accuracy, "{:.1f}%"),
+        "optimizer steps": column(mean.steps[found.index], "{:,.0f}"), "seeds": found.seeds}, found.index)
+    return shown[[name for name in shown if any(map(str, shown[name]))]]
+
+
+def by_confidence(probabilities: Tensor, labels: Tensor, ends: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)) -> pd.DataFrame:
+    """How many predictions have which confidence, and how many of these are right, percent; labels: -1 where not known."""
+    confidence, guess = probabilities.max(1)
+    right = pd.Series((guess == labels).float()).where(pd.Series(labels >= 0))
+    names = [f"{low:.0%} to {high:.0%}" for low, high in pairwise(ends)]
+    groups = right.groupby(pd.cut(pd.Series(confidence), ends, labels=names), observed=False)
+    return pd.DataFrame({"images": groups.size(), "right, %": (100 * groups.mean()).round(1)}).rename_axis("confidence")
 
 
 def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
@@ -32,14 +80,15 @@ def from_tables(table: pd.DataFrame) -> dict[str, Figure]:
         raise ValueError(f"the table has no column {missing[0]!r}: it is not a runs.csv of this package.")
     drawn: dict[str, Figure] = {}
     for name, rows in table.groupby("experiment", sort=False):
-        of_variant: Any = rows.drop_duplicates("variant").set_index("variant")[["n", "m", "labels"]].to_dict()
+        first = rows.drop_duplicates("variant")
+        n, m, labels = (dict(zip(first.variant, first[column], strict=True)) for column in ("n", "m", "labels"))
         if name == "grid":
             for model, part in rows.groupby("model", sort=False):
                 title = f"RandAugment(n, m), {model} on {part.labels.iloc[0]:,} labels: accuracy on held-out labels, %"
-                drawn[f"grid-{model}"] = figures.grid(part, of_variant["n"], of_variant["m"], title, xlabel="m, bound of the magnitudes",
+                drawn[f"grid-{model}"] = figures.grid(part, n, m, title, xlabel="m, bound of the magnitudes",
                                                       ylabel="n, ops an image")
         elif name == "label_counts":
-            drawn["label_counts"] = figures.line(rows, of_variant["labels"], xlabel="labelled images", log=True)
+            drawn["label_counts"] = figures.line(rows, labels, xlabel="labelled images", log=True)
         else:
             drawn[str(name)] = figures.forest(rows, baseline_of(rows) or None)
     return drawn
@@ -53,9 +102,14 @@ def ops(images: Tensor) -> Figure:
                             title="The RandAugment ops by magnitude (negative: the other direction)")
 
 
+def confusion_of(row: pd.Series, store: Store) -> np.ndarray:
+    """The confusion counts of a run, a row of run_variants' table: classes x classes, true class by predicted."""
+    return np.array(store.record(row.key)["result"]["confusion"])
+
+
 def of_model(student: pd.Series, store: Store, test: Images, device: str | torch.device | None = None) -> dict[str, Figure]:
     """"confusion" of a run, a row of run_variants' table, and "mistakes", its most confident ones."""
-    counts, title = np.array(store.record(student.key)["result"]["confusion"]), f"{test.title}: {student.variant}, seed {student.seed}"
+    counts, title = confusion_of(student, store), f"{test.title}: {student.variant}, seed {student.seed}"
     guess = predict(store.model(student.key), test.images, device=device)
     wrong = figures.mistakes(test.labels, guess)
     captions = figures.captions(guess[wrong], test.classes, test.labels[wrong])

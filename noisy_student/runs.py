@@ -326,7 +326,7 @@ def _finish(runs: Sequence[Run], records: dict[str, dict[str, Any]], train_set: 
     runs: teachers before their students. records: those of finished runs. shares: threads by generation.
     """
     waiting = list(runs)
-    with tqdm(total=len(waiting), desc="runs", unit="run", disable=not progress) as bar:
+    with tqdm(total=len(waiting), desc="runs", unit="run", disable=not (progress and runs)) as bar:
         while waiting:
             for run in waiting:
                 record = store.find(run)

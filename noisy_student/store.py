@@ -116,7 +116,7 @@ class Store:
         with own_random_numbers():  # a caller's random numbers do not depend on what was in the store
             model = build(record["run"]["model"], count, dropout=recipe["dropout"], stochastic_depth=recipe["stochastic_depth"])
         model.load_state_dict(safetensors.torch.load(contents["model.safetensors"]))
-        model.image_size, model.classes = result.get("image_size"), names  # type: ignore[assignment]
+        model.image_size, model.classes = result.get("image_size"), names
         return model.eval()
 
     def _entry(self, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:
