@@ -33,9 +33,9 @@ from tqdm.auto import tqdm
 from .files import write_whole
 from .randomness import check_seed
 
-NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG copy)", "cifar100": "CIFAR-100",
-         "svhn": "SVHN"}
-JPEG = {"libjpeg": "9d", "quality": 75, "subsampling": "4:2:0"}  # how the JPEG copy is saved; by 9e all its files would differ
+NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
+         "cifar100": "CIFAR-100", "svhn": "SVHN"}
+JPEG = {"libjpeg": "9d", "quality": 75, "subsampling": "4:2:0"}  # by 9e: other pixels
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_
          test_fraction: float = 0.2) -> tuple[Images, Images]:
     """Training and test images of a named data set, a folder or an archive.
 
-    source: "digits" (embedded, no download), "cifar10", "cifar100", "svhn" (fetched into ``root``), "cifar10-jpeg" (made
-    of "cifar10": each picture saved as JPEG, once; needs the package jpeglib), or a folder, or a
+    source: "digits" (embedded, no download), "cifar10", "cifar100", "svhn" (fetched into ``root``),
+    "cifar10-jpeg" ("cifar10" with each picture saved as JPEG; needs the package jpeglib), or a folder, or a
     .zip/.tar[.gz|.xz|.bz2] of one, laid out as ``train/<class>/*``, ``test/<class>/*`` and optionally
     ``unlabeled/*``. Pictures are made RGB and ``size`` x ``size`` (bilinear), decoded once, and cached in
     ``root/cache``. Images without a label stand at the end of the training images, with label -1. A folder without
@@ -173,9 +173,9 @@ def _cifar(name: str, root: Path) -> tuple[Images, Images]:
 
 
 def _cifar10_jpeg(root: Path, size: int) -> tuple[Images, Images]:
-    """CIFAR-10 as ``JPEG`` has it, in the order of the files <part>/<class>/NNNN.jpg, the NNNN-th of its class in the official order.
-
-    The same pixels, labels and names as :func:`load` gives for a folder or an archive of these files, which are never kept.
+    """CIFAR-10 with each picture saved as ``JPEG`` says: what :func:`load` gives for a folder or an
+    archive ``cifar10-jpeg`` of the files <part>/<class>/NNNN.jpg. NNNN counts a class's pictures in
+    the official order. The files are not kept. Raises ValueError without the package jpeglib.
     """
     from torchvision.datasets import CIFAR10
 
@@ -183,33 +183,38 @@ def _cifar10_jpeg(root: Path, size: int) -> tuple[Images, Images]:
 
     def files() -> dict[str, Path | bytes]:
         if find_spec("jpeglib") is None:  # asked before the download, not after
-            raise ValueError("'cifar10-jpeg' needs the package jpeglib, to save pictures as libjpeg 9d does, and it is not installed: "
+            raise ValueError("'cifar10-jpeg' needs the package jpeglib, which is not installed: "
                              "run pip install -e '.[jpeg]', or use 'cifar10'.")
         names, pixels = list[str](), list[np.ndarray]()
         for part, data in zip(("train", "test"), _cifar("cifar10", root), strict=True):
             numbers = [count() for _ in data.classes]
-            names += [f"{part}/{data.classes[label]}/{next(numbers[label]):04d}.jpg" for label in data.labels.tolist()]
+            names += [f"{part}/{data.classes[label]}/{next(numbers[label]):04d}.jpg"
+                      for label in data.labels.tolist()]
             pixels.extend(data.images.permute(0, 2, 3, 1).numpy())
         return dict(zip(names, _as_jpeg(pixels), strict=True))
 
-    return decode_once("cifar10-jpeg", root / CIFAR10.filename, files, [CIFAR10.tgz_md5, json.dumps(JPEG)], root, size)
+    marks = [CIFAR10.tgz_md5, json.dumps(JPEG)]
+    return decode_once("cifar10-jpeg", root / CIFAR10.filename, files, marks, root, size)
 
 
 def _as_jpeg(pictures: Sequence[np.ndarray]) -> list[bytes]:
-    """The JPEG file of each picture, uint8, H x W x 3, saved as ``JPEG`` says; in parallel, with a progress bar."""
+    """The JPEG file of each picture, uint8, H x W x 3, saved as ``JPEG`` says; in parallel."""
     import jpeglib
 
     def encode(pixels: np.ndarray) -> bytes:
-        picture, path = jpeglib.from_spatial(pixels), Path(folder, uuid4().hex)  # a new file each: one written again is slower
+        picture, path = jpeglib.from_spatial(pixels), Path(folder, uuid4().hex)
         picture.samp_factor = JPEG["subsampling"]
         picture.write_spatial(path, qt=JPEG["quality"])
         content = path.read_bytes()
         path.unlink()
         return content
 
-    # jpeglib writes files only. Its version is the process's, and comes back at the end.
-    with TemporaryDirectory() as folder, jpeglib.version(JPEG["libjpeg"]), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(encode, pictures), "encoding cifar10-jpeg", len(pictures), unit="image", leave=False))
+    # jpeglib writes files only; a new one each, for to write over one is slower. Its version is that
+    # of the whole process, and comes back at the end.
+    with (TemporaryDirectory() as folder, jpeglib.version(JPEG["libjpeg"]),
+          ThreadPoolExecutor(os.cpu_count()) as pool):
+        encoding = pool.map(encode, pictures)
+        return list(tqdm(encoding, "encoding JPEG", len(pictures), unit="image", leave=False))
 
 
 def _svhn(name: str, root: Path) -> tuple[Images, Images]:

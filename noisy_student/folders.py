@@ -44,21 +44,23 @@ def load_folder(path: Path, root: Path, size: int, skip_unreadable: bool, test_f
     name = path.resolve().name.lower()
     for suffix in sorted(ARCHIVES, key=len, reverse=True):
         name = name.removesuffix(suffix)
-    if name in NAMED and name != "cifar10-jpeg":  # which is the same whether read from its files or made anew
+    if name in NAMED and name != "cifar10-jpeg":  # the same, read from its files or made anew
         name = f"{name}-folder"  # whatever lies in a folder called cifar10, it is not the download
     packed = not path.is_dir()
     if packed and not path.name.lower().endswith(ARCHIVES):
         raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}).")
     files, marks = (Files(), [_sha256(path)]) if packed else _list_folder(path)
-    return decode_once(name, path, lambda: _read_archive(path) if packed else files, marks, root, size, skip_unreadable, test_fraction)
+    return decode_once(name, path, lambda: _read_archive(path) if packed else files, marks, root,
+                       size, skip_unreadable, test_fraction)
 
 
-def decode_once(name: str, path: Path, read: Callable[[], Files], marks: list[str], root: Path, size: int,
-                skip_unreadable: bool = False, test_fraction: float = 0.2) -> tuple[Images, Images]:
-    """What :func:`noisy_student.data.load` gives for the files of ``read``, from the cache if it holds them.
+def decode_once(name: str, path: Path, read: Callable[[], Files], marks: list[str], root: Path,
+                size: int, skip_unreadable: bool = False, test_fraction: float = 0.2,
+                ) -> tuple[Images, Images]:
+    """What :func:`noisy_student.data.load` gives for the files that ``read`` returns.
 
-    path: where they come from, for messages. marks: words that change with the files, for ``read`` is not called where the
-    cache has them.
+    path: where they come from, for messages. marks: texts that change when the files do; ``read``
+    is not called where the cache holds what was decoded under the same marks.
     """
     mark = hashlib.sha256(json.dumps([DECODER, PIL.__version__, size, skip_unreadable, marks]).encode()).hexdigest()
     cache = root / "cache" / f"{name[:60]}-{mark[:16]}.safetensors"  # a file's name has at most 255 bytes, a Korean letter 3
