@@ -137,8 +137,8 @@ class Method:
         return method
 
 
-_SHORT = Recipe(epochs=25, min_steps=2000, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise
-_LONG = Recipe(epochs=200, min_steps=8000, n=2, m=10, dropout=0.2)
+_SHORT = Recipe(epochs=25, min_steps=1500, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise
+_LONG = Recipe(epochs=200, min_steps=6000, n=2, m=10, dropout=0.2)
 _SMALL = Recipe(epochs=40, min_steps=2000, batch_size=20, n=1, m=5, dropout=0.2)
 # Everywhere students see each label about as often as the models on labels alone (full: three quarters); docs/recipe.md
 # says how these were found.

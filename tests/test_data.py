@@ -5,7 +5,7 @@ import socketserver
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -70,16 +70,18 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-@pytest.fixture
-def cifar10(server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Serves an archive in CIFAR-10's official layout, 20 images a batch; returns the training pixels, N x 32 x 32 x 3."""
+def serve_cifar10(server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, images: np.ndarray,
+                  labels: np.ndarray, test: int, classes: Sequence[str]) -> None:
+    """Serves an archive in CIFAR-10's official layout. images: uint8, N x 3 x 32 x 32; the last
+    ``test`` of them are the test set."""
     folder, address = server
-    rng, members, pixels = np.random.default_rng(0), {}, []
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        data = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
-        pixels.append(data.reshape(20, 3, 32, 32).transpose(0, 2, 3, 1))
-        members[name] = pickle.dumps({"data": data, "labels": [i % 10 for i in range(20)]})
-    members["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")})
+    members = {"batches.meta": pickle.dumps({"label_names": list(classes)})}
+    train = len(labels) - test
+    parts = [*np.array_split(np.arange(train), 5), np.arange(train, len(labels))]
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for name, part in zip(names, parts, strict=True):
+        batch = {"data": images[part].reshape(-1, 3072), "labels": labels[part].tolist()}
+        members[name] = pickle.dumps(batch)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name, content in members.items():
@@ -94,7 +96,14 @@ def cifar10(server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> np.nda
         "meta": {"filename": "batches.meta", "key": "label_names", "md5": md5(members["batches.meta"])},
     }.items():
         monkeypatch.setattr(datasets.CIFAR10, name, value)
-    return np.concatenate(pixels[:5])
+
+
+@pytest.fixture
+def cifar10(server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Serves 100 training and 20 test images as CIFAR-10; returns the former, N x 32 x 32 x 3."""
+    images = np.random.default_rng(0).integers(0, 256, (120, 3, 32, 32), dtype=np.uint8)
+    serve_cifar10(server, monkeypatch, images, np.arange(120) % 10, 20, "abcdefghij")
+    return images[:100].transpose(0, 2, 3, 1)
 
 
 def test_cifar10_is_downloaded_once(cifar10: np.ndarray, server: tuple[Path, str], tmp_path: Path) -> None:
@@ -106,46 +115,61 @@ def test_cifar10_is_downloaded_once(cifar10: np.ndarray, server: tuple[Path, str
     assert load("cifar10", tmp_path / "root")[0].fingerprint == train.fingerprint
 
 
-SHARED = Path(__file__).parents[2] / "shared" / "cifar10"  # beside the repository where there is one: CIFAR-10 as JPEG files
+SHARED = Path(__file__).parents[2] / "shared" / "cifar10"  # where there is one: CIFAR-10 as files
 
 
-def test_jpeg_copy_has_the_bytes_of_its_files() -> None:
-    """600 originals, and files that libjpeg 9d made of them long before this encoder, in another program."""
+def test_jpeg_copy_has_the_bytes_and_pixels_of_its_files(
+        server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 originals, and the files that another program made of them long before this one."""
     pytest.importorskip("jpeglib")
     if not (SHARED / "originals.npz").exists():
         pytest.skip("needs the JPEG copy's files")
-    with np.load(SHARED / "originals.npz") as originals:
-        part, label, index, pixels = (originals[k] for k in ("part", "label", "index", "images"))
-    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    with np.load(SHARED / "originals.npz") as found:
+        order = np.lexsort((found["index"], found["part"] == "test"))  # the official one, by class
+        part, label, index, images = (found[k][order] for k in ("part", "label", "index", "images"))
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+               "truck"]
     names = [f"{p}/{classes[c]}/{i:04d}.jpg" for p, c, i in zip(part, label, index, strict=True)]
+    wanted = set(names)
     with tarfile.open(SHARED / "cifar10-jpeg.tar.xz") as tar:
-        wanted = {m.name: tar.extractfile(m).read() for m in tar if m.name in set(names)}
-    made = _as_jpeg(pixels.transpose(0, 2, 3, 1))
-    assert len(wanted) == len(made) == 600
-    assert [hashlib.sha256(content).digest() for content in made] == [hashlib.sha256(wanted[name]).digest() for name in names]
+        files = {m.name: tar.extractfile(m).read() for m in tar if m.name in wanted}
+    for made, name in zip(_as_jpeg(images.transpose(0, 2, 3, 1)), names, strict=True):
+        assert made == files[name], name
+        path = tmp_path / "cifar10-jpeg" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[name])
+    serve_cifar10(server, monkeypatch, images, label, int((part == "test").sum()), classes)
+    ours = data_key(*load("cifar10-jpeg", tmp_path / "root"))
+    assert ours == data_key(*load(tmp_path / "cifar10-jpeg", tmp_path / "root"))
 
 
-def test_jpeg_copy_is_that_of_its_files(cifar10: np.ndarray, server: tuple[Path, str], tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    """Order, names, labels and pixels: the key is that of a folder of such files, saved here one by one, and read by Pillow."""
+def test_jpeg_copy_is_that_of_its_files(
+        cifar10: np.ndarray, server: tuple[Path, str], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order, names, labels and pixels: the key is that of a folder of files saved one by one."""
     jpeglib = pytest.importorskip("jpeglib")
+    before = jpeglib.version.get()
     train, test = load("cifar10-jpeg", tmp_path / "root")
     for part, data in zip(("train", "test"), load("cifar10", tmp_path / "root"), strict=True):
         for c, name in enumerate("abcdefghij"):
             folder = tmp_path / "cifar10-jpeg" / part / name
             folder.mkdir(parents=True)
-            for number, pixels in enumerate(data.images[data.labels == c].permute(0, 2, 3, 1).numpy()):
+            chosen = data.images[data.labels == c].permute(0, 2, 3, 1).numpy()
+            for number, pixels in enumerate(chosen):
                 with jpeglib.version("9d"):
                     picture = jpeglib.from_spatial(pixels)
                     picture.samp_factor = ((2, 2), (1, 1), (1, 1))
                     picture.write_spatial(str(folder / f"{number:04d}.jpg"), qt=75)
-    ours, theirs = (data_key(*pair) for pair in ((train, test), load(tmp_path / "cifar10-jpeg", tmp_path / "root")))
-    assert ours == theirs and train.title == "CIFAR-10 (JPEG copy)" and jpeglib.version.get() == "6b", "the process's version came back"
+    ours = data_key(train, test)
+    assert ours == data_key(*load(tmp_path / "cifar10-jpeg", tmp_path / "root"))
+    assert train.title == "CIFAR-10 (JPEG copy)"
+    assert jpeglib.version.get() == before, "the process's version came back"
     assert train.labels.tolist() == [c for c in range(10) for _ in range(10)] and len(test) == 20
     monkeypatch.setitem(sys.modules, "jpeglib", None)
     (server[0] / "cifar.tar.gz").unlink()
     (tmp_path / "root" / datasets.CIFAR10.filename).unlink()
-    assert data_key(*load("cifar10-jpeg", tmp_path / "root")) == ours, "made once: then neither the package nor the archive is needed"
+    again = data_key(*load("cifar10-jpeg", tmp_path / "root"))
+    assert again == ours, "made once: then neither the package nor the archive is needed"
 
 
 def test_jpeg_copy_is_saved_at_quality_75_with_half_the_chroma() -> None:
@@ -154,12 +178,13 @@ def test_jpeg_copy_is_saved_at_quality_75_with_half_the_chroma() -> None:
     pillows = io.BytesIO()
     Image.fromarray(pixels[0]).save(pillows, "JPEG", quality=75, subsampling="4:2:0")
     with Image.open(io.BytesIO(_as_jpeg(pixels)[0])) as ours, Image.open(pillows) as theirs:
-        assert ours.quantization == theirs.quantization and get_sampling(ours) == get_sampling(theirs) == 2
+        assert ours.quantization == theirs.quantization
+        assert get_sampling(ours) == get_sampling(theirs) == 2
 
 
 def test_jpeg_copy_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jpeglib", None)
-    with pytest.raises(ValueError, match=r"needs the package jpeglib.*not installed: run pip install -e '.\[jpeg\]', or use 'cifar10'"):
+    with pytest.raises(ValueError, match=r"package jpeglib.*: run pip install -e '.\[jpeg\]'"):
         load("cifar10-jpeg", tmp_path)
     assert not list(tmp_path.iterdir()), "said before anything is fetched"
 
