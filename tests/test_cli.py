@@ -191,7 +191,7 @@ def test_make_refuses_what_it_does_not_know() -> None:
     make = ["make", "--no-print-directory", "--dry-run", "--assume-old", ".venv/installed", "run"]
     told = subprocess.run([*make, "DATA=a b/my photos.tar.gz", "SIZE=64", "LABELS=0.1", "SEEDS=0,1"], cwd=ROOT, capture_output=True,
                           text=True, check=True).stdout
-    for word in ('-r DATA "a b/my photos.tar.gz"', '-p SIZE "64"', '-p LABELS "0.1"', '-p SEEDS "[0,1]"', '-r OUT "out/my photos"'):
+    for word in ('-r DATA "a b/my photos.tar.gz"', '-p SIZE "64"', '-p LABELS "0.1"', '-y "SEEDS: [0,1]"', '-r OUT "out/my photos"'):
         assert word in told
     refused = subprocess.run([*make, "LABEL=200"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "unknown variable LABEL: make knows PYTHON DATA SIZE LABELS" in refused.stderr
