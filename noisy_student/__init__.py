@@ -2,11 +2,12 @@
 
 from . import figures
 from .augment import RandAugment
-from .data import Images, Split, load, split
+from .data import Images, Split, split
 from .folders import load_pictures
 from .models import MODELS, build
 from .recipes import RECIPES, Recipe
 from .runs import Run, run_all, run_variants
+from .sources import load
 from .store import Store
 from .training import evaluate, predict, train
 

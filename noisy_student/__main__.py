@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from . import figures, pages, report, studies, tables
-from .data import Images, Split, check_name, load
+from .data import Images, Split, check_name
 from .experiments import EXPERIMENTS, Plan, Variants, baseline_of, default_labels, possible
 from .files import check_writable
 from .recipes import RECIPES, named_recipe
 from .runs import prepare, run_variants
+from .sources import load
 from .store import Store
 from .training import device_title, pick_device
 from .workers import default_workers
@@ -143,9 +144,13 @@ def train_(args: argparse.Namespace) -> int:
     experiments: dict[str, Variants] = {}
     for name in dict.fromkeys(word.strip() for word in args.experiments.split(",")):
         check_name("experiment", name, EXPERIMENTS)
-        experiments[name], left_out = possible(EXPERIMENTS[name](plan), images)
+        runs, left_out = possible(EXPERIMENTS[name](plan), images)
         if left_out:
             print(f"{name}: {left_out}")
+        if runs:
+            experiments[name] = runs
+    if not experiments:
+        raise ValueError(f"no experiment can be made with labels={plan.labels:,} of these images: {left_out}")
     trainings = prepare([run.throughout(seed=s) for runs in experiments.values() for run in runs.values() for s in seeds],
                         images, test, saved)[1]  # what cannot be fails now
     print(f"{images}; {len(test):,} test images; {device_title(device)}; seeds {args.seeds}\n"

@@ -10,26 +10,21 @@ import difflib
 import hashlib
 import json
 import math
-import os
-import tarfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from .files import write_whole
 from .randomness import check_seed
 
-NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}
-TITLES = {**NAMED, "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
+NAMED = {"digits": "8x8 digits", "cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG copy)", "cifar100": "CIFAR-100",
+         "svhn": "SVHN"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class Images:
 
     @property
     def title(self) -> str:
-        return TITLES.get(self.name, self.name)
+        return NAMED.get(self.name, self.name)
 
     @property
     def fingerprint(self) -> str:
@@ -105,102 +100,6 @@ def check_name(what: str, name: object, valid: Iterable[object]) -> None:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"valid: {', '.join(names)}."
         raise ValueError(f"unknown {what} {str(name)!r}; {hint}")
-
-
-def load(source: str | Path, root: str | Path = "data", *, size: int = 32, skip_unreadable: bool = False,
-         test_fraction: float = 0.2) -> tuple[Images, Images]:
-    """Training and test images of a named data set, a folder or an archive.
-
-    source: "digits" (embedded, no download), "cifar10", "cifar100", "svhn" (fetched into ``root``), or a folder, or a
-    .zip/.tar[.gz|.xz|.bz2] of one, laid out as ``train/<class>/*``, ``test/<class>/*`` and optionally
-    ``unlabeled/*``. Pictures are made RGB and ``size`` x ``size`` (bilinear), decoded once, and cached in
-    ``root/cache``. Images without a label stand at the end of the training images, with label -1. A folder without
-    ``test/`` gives up a stratified ``test_fraction`` of ``train/``, the same in every call.
-
-    Raises ValueError or OSError, in one sentence, for data that cannot be used; an unreadable picture is named, and
-    is left out only with ``skip_unreadable``.
-    """
-    if not isinstance(size, int) or not 16 <= size <= 512:
-        raise ValueError(f"size={size!r} is not a whole number from 16 to 512.")
-    if str(source) in NAMED:
-        read = {"digits": _digits, "svhn": _svhn}.get(str(source), _cifar)
-        return read(str(source), Path(root))
-    path = Path(source)
-    if not path.exists():
-        if len(path.parts) == 1 and not path.suffix:
-            check_name("data set", source, [*NAMED, "a path to a folder or archive of images"])
-        raise FileNotFoundError(f"{path} does not exist: give a folder or archive of images, or one of {', '.join(NAMED)}.")
-    from .folders import load_folder
-
-    return load_folder(path, Path(root), size, skip_unreadable, test_fraction)
-
-
-# ---------------------------------------------------------------------------------------------- named data sets
-
-
-def _digits(name: str, root: Path) -> tuple[Images, Images]:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, enlarged to 32x32 RGB; 497 of them are the test set."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    small = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
-    large = torch.nn.functional.interpolate(small, size=32, mode="bilinear", align_corners=False)
-    images = large.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    labels = torch.from_numpy(digits.target).long()
-    return hold_out(Images(images, labels, tuple(map(str, range(10))), name), 497 / 1797)
-
-
-def _cifar(name: str, root: Path) -> tuple[Images, Images]:
-    from torchvision import datasets
-
-    cls = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-
-    def part(train: bool) -> Images:
-        data = _fetch(name, root / cls.filename, cls.tgz_md5, lambda: cls(str(root), train=train, download=True))
-        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        return Images(pixels, torch.tensor(data.targets), tuple(data.classes), name)
-
-    return part(True), part(False)
-
-
-def _svhn(name: str, root: Path) -> tuple[Images, Images]:
-    from torchvision.datasets import SVHN
-
-    def part(kind: str) -> tuple[Tensor, Tensor]:
-        _, file, md5 = SVHN.split_list[kind]
-        data = _fetch(name, root / file, md5, lambda: SVHN(str(root), split=kind, download=True))
-        return torch.from_numpy(data.data), torch.from_numpy(data.labels).long()
-
-    (train, y), (extra, _), (test, y_test) = part("train"), part("extra"), part("test")
-    labels = torch.cat([y, torch.full((len(extra),), -1)])
-    classes = tuple(map(str, range(10)))
-    return Images(torch.cat([train, extra]), labels, classes, name), Images(test, y_test, classes, name)
-
-
-def _fetch(name: str, archive: Path, md5: str, get: Callable[[], Any]) -> Any:
-    """``get()``, torchvision's download and md5 check, by one process at a time; what a download that failed, or was
-    stopped, left behind is removed."""
-    from torchvision.datasets.utils import check_integrity
-
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    writable = os.access(archive.parent, os.W_OK)  # if not, somebody has put the data there
-    with FileLock(archive.with_name(f".{archive.name}.lock")) if writable else nullcontext():
-        existed = archive.exists()
-        if existed and not check_integrity(str(archive), md5):
-            raise OSError(f"{archive} is damaged: its md5 is not {md5}; delete it and run again.")
-        try:
-            return get()
-        except BaseException as error:
-            if not existed:
-                with suppress(OSError):  # in a folder that cannot be written there is none, and the error says so
-                    archive.unlink()
-            if not isinstance(error, (OSError, RuntimeError, EOFError, tarfile.TarError)):
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(
-                f"{TITLES[name]} could not be fetched ({reason}): put {archive.name} into {archive.parent} and run again, or use "
-                f"'digits' or a folder of images, which need no download."
-            ) from error
 
 
 # ----------------------------------------------------------------------------------------------------- the split
@@ -306,14 +205,18 @@ def _stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 def hold_out(train: Images, fraction: float) -> tuple[Images, Images]:
     """Take a stratified ``fraction`` of the labelled images away as a test set, always the same: (remaining, test)."""
+    parts = held_out(train.labels, train.classes, train.title, fraction)
+    return tuple(Images(train.images[i], train.labels[i], train.classes, train.name) for i in parts)  # type: ignore[return-value]
+
+
+def held_out(labels: Tensor, classes: Sequence[str], title: str, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices, int64, of what :func:`hold_out` leaves and takes away; those without a label are at the end of the first."""
     if not 0 < fraction < 1:
         raise ValueError(f"test_fraction={fraction} is not between 0 and 1.")
-    order = _stratified_order(train.labels, seed=0)
-    count = max(len(train.classes), math.floor(fraction * len(order) + 0.5))
+    order = _stratified_order(labels, seed=0)
+    count = max(len(classes), math.floor(fraction * len(order) + 0.5))
     test, rest = order[:count].sort().values, order[count:].sort().values
-    if len(gone := (torch.bincount(train.labels[rest], minlength=len(train.classes)) == 0).nonzero()):
-        name = train.classes[int(gone[0])]
-        raise ValueError(f"{train.title}: a test set of {count} images would take every one of class {name}: add some to it, or put a test "
-                         "set into test/<class>/.")
-    rest = torch.cat([rest, (train.labels < 0).nonzero().flatten()])
-    return tuple(Images(train.images[i], train.labels[i], train.classes, train.name) for i in (rest, test))  # type: ignore[return-value]
+    if len(gone := (torch.bincount(labels[rest], minlength=len(classes)) == 0).nonzero()):
+        raise ValueError(f"{title}: a test set of {count} images would take every one of class {classes[int(gone[0])]}: add some to it, or "
+                         "put a test set into test/<class>/.")
+    return torch.cat([rest, (labels < 0).nonzero().flatten()]), test

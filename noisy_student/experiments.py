@@ -57,7 +57,8 @@ class Plan:
             if name in kinds:
                 many = kinds[name].startswith("tuple")
                 value = tuple(value) if many and isinstance(value, (list, tuple)) else (value,) if many else value
-                plan = replace(plan, **{name: value})
+                changed: dict[str, Any] = {name: value}
+                plan = replace(plan, **changed)
             else:
                 parts = ("supervised", "student")
                 valid = [f.name for f in fields(Method) if f.name not in parts]
@@ -97,7 +98,7 @@ def grid(plan: Plan) -> Variants:
 def baselines(plan: Plan) -> Variants:
     """2. Labels alone: every model of the chain, and the first and the last without each noise."""
     runs = {f"{model} on labels alone": alone(plan, model) for model in plan.chain}
-    noises: dict[str, dict[str, float]] = {"without RandAugment": {"n": 0}, "without dropout": {"dropout": 0.0}, "without either": {"n": 0, "dropout": 0.0}}
+    noises: dict[str, dict[str, Any]] = {"without RandAugment": {"n": 0}, "without dropout": {"dropout": 0.0}, "without either": {"n": 0, "dropout": 0.0}}
     for model in dict.fromkeys((plan.chain[0], plan.chain[-1])):
         runs |= {f"{model} on labels alone, {name}": alone(plan, model, **noise) for name, noise in noises.items()}
     return runs
@@ -129,9 +130,9 @@ EXPERIMENTS: dict[str, Callable[[Plan], Variants]] = {
 def baseline_of(table: pd.DataFrame) -> dict[str, str]:
     """For each student's variant that of the same model on as many labels alone, the first such. table: of run_variants."""
     rows = table[table.validation_accuracy.isna()].drop_duplicates("variant")
-    plain = rows[rows.generation == 0].drop_duplicates(["model", "labels"]).set_index(["model", "labels"]).variant
-    return {row.variant: plain[row.model, row.labels] for row in rows[rows.generation > 0].itertuples()
-            if (row.model, row.labels) in plain.index}
+    alone = rows[rows.generation == 0].drop_duplicates(["model", "labels"])
+    pairs = rows[rows.generation > 0].merge(alone[["model", "labels", "variant"]], on=["model", "labels"], suffixes=("", "_alone"))
+    return dict(zip(pairs.variant, pairs.variant_alone, strict=True))
 
 
 def possible(variants: Variants, train: Images) -> tuple[Variants, str]:

@@ -24,22 +24,28 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from . import tables
 from .files import write_whole
-from .tables import (
-    Baseline, balanced_accuracy, compare, confusions, data_title, label_efficiency,
-    labels_in_words, mean_and_interval, per_class, score_column, scores, tenths, with_interval,
-)
 
-# Okabe and Ito's palette, told apart with any colour vision; markers tell lines apart in grey print.
+# Okabe and Ito's palette, told apart with any colour vision; markers help in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 STYLES = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"), (GREY, "v"), ("#CC79A7", "P")]
 # For Korean class names, which matplotlib's own font lacks: the first of these that there is.
-_KOREAN = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic",
-           "Apple SD Gothic Neo", "AppleGothic")
+_KOREAN = (
+    "Noto Sans CJK KR",
+    "Noto Sans KR",
+    "NanumGothic",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "AppleGothic",
+)
 _LABELS = {
-    "accuracy": "test accuracy, %", "validation_accuracy": "accuracy on held-out labels, %",
-    "pseudo_accuracy": "pseudo-labels that are right, %", "kept": "share of pseudo-labels kept",
-    "fit": "accuracy on the noisy training images, %", "loss": "training loss",
+    "accuracy": "test accuracy, %",
+    "validation_accuracy": "accuracy on held-out labels, %",
+    "pseudo_accuracy": "pseudo-labels that are right, %",
+    "kept": "share of pseudo-labels kept",
+    "fit": "accuracy on the noisy training images, %",
+    "loss": "training loss",
 }
 _MOST_CELLS = 20  # a side: more would leave no room for numbers and names
 
@@ -47,13 +53,15 @@ P = ParamSpec("P")
 
 
 def _form(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw with a Korean font at hand, and without taking text between dollar signs for formulas."""
+    """Draw with a Korean font at hand, and take no text between dollar signs for a formula."""
+
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         there = set(font_manager.get_font_names())
         families = [*mpl.rcParams["font.family"], *[name for name in _KOREAN if name in there][:1]]
         with mpl.rc_context({"font.family": families, "text.parse_math": False}):
             return draw(*args, **kwargs)
+
     return drawn
 
 
@@ -70,11 +78,12 @@ def _panel(
 ) -> tuple[Figure, Axes]:
     """A figure with one panel and, at its right, a text."""
     figure = Figure(figsize=(width + 3 * bool(aside), height), layout="constrained")
-    panel, *side = figure.subfigures(1, 1 + bool(aside), squeeze=False,
-                                     width_ratios=[width, 3][:1 + bool(aside)])[0]
+    panel, *side = figure.subfigures(
+        1, 1 + bool(aside), squeeze=False, width_ratios=[width, 3][: 1 + bool(aside)]
+    )[0]
     for part in side:
         part.text(0.02, 0.97, aside, va="top", fontsize=8)
-    lines = [textwrap.fill(text, int(11 * width)) for text in (title, subtitle) if text]
+    lines = [textwrap.fill(text, int(12.5 * width)) for text in (title, subtitle) if text]
     panel.suptitle("\n".join(lines), fontsize=10)
     axis = panel.subplots()
     axis.spines[["top", "right"]].set_visible(False)
@@ -86,7 +95,7 @@ def _subtitle(rows: pd.DataFrame, interval: bool = True) -> str:
     """Data, seeds and device in words."""
     if rows.empty:
         raise ValueError("there are no rows to draw: train the runs first.")
-    data = rows.title if "title" in rows else rows.data.map(data_title)
+    data = rows.title if "title" in rows else rows.data.map(tables.data_title)
     seeds = rows.groupby("variant").seed.nunique()
     few, many = seeds.min(), seeds.max()
     mean = f"mean of {many if few == many else f'{few} to {many}'} seeds"
@@ -98,18 +107,18 @@ def _subtitle(rows: pd.DataFrame, interval: bool = True) -> str:
 
 
 @_form
-def forest(rows: pd.DataFrame, baseline: Baseline = None, title: str = "") -> Figure:
+def forest(rows: pd.DataFrame, baseline: tables.Baseline = None, title: str = "") -> Figure:
     """Each variant's difference to its baseline, or without one its accuracy, with 95% intervals.
 
     rows, baseline: as :func:`~noisy_student.tables.compare` takes them. Variants stand in the order
     in which they first appear. Raises ValueError where there are no rows, or none of the baseline.
     """
-    subtitle, found = _subtitle(rows), compare(rows, baseline)
+    subtitle, found = _subtitle(rows), tables.compare(rows, baseline)
     value, half, sign = ("difference", "interval", "+") if baseline else ("accuracy", "spread", "")
-    found, label = found.dropna(subset=[value]), _LABELS[score_column(rows)]
+    found, label = found.dropna(subset=[value]), _LABELS[tables.score_column(rows)]
     names = found.variant.tolist()
     if len(against := found.baseline.dropna().unique()) == 1:
-        mean = tenths(scores(rows, against[0]).mean())
+        mean = tables.tenths(tables.scores(rows, against[0]).mean())
         label = label.replace(", %", f": points over “{against[0]}” ({mean}%)")
     elif baseline:
         label = label.replace(", %", ": points over its baseline")
@@ -118,12 +127,24 @@ def forest(rows: pd.DataFrame, baseline: Baseline = None, title: str = "") -> Fi
     heights = np.array([1 + 0.6 * name.count("\n") for name in names])
     places = heights / 2 - heights.cumsum()  # from the top down
     figure, axis = _panel(title, subtitle, 8, 0.3 * heights.sum() + 1.3)
-    axis.errorbar(found[value], places, xerr=found[half].fillna(0), fmt="o", color=BLUE,
-                  capsize=3 if found[half].notna().any() else 0)
+    axis.errorbar(
+        found[value],
+        places,
+        xerr=found[half].fillna(0),
+        fmt="o",
+        color=BLUE,
+        capsize=3 if found[half].notna().any() else 0,
+    )
     for place, mean, interval in zip(places, found[value], found[half], strict=True):
-        axis.text(1.02, place, with_interval(mean, interval, sign), fontsize=9, va="center",
-                  transform=axis.get_yaxis_transform())
-    axis.set(yticks=places, yticklabels=names, xlabel=textwrap.fill(label, 80))
+        axis.text(
+            1.02,
+            place,
+            tables.with_interval(mean, interval, sign),
+            fontsize=9,
+            va="center",
+            transform=axis.get_yaxis_transform(),
+        )
+    axis.set(yticks=places, yticklabels=names, xlabel=textwrap.fill(label, 56))
     axis.set_ylim(-heights.sum() - 0.2, 0.2)
     if baseline:
         axis.axvline(0, color=GREY, lw=1)
@@ -143,9 +164,17 @@ def _within_percent(limits: tuple[float, float]) -> tuple[float, float]:
 
 @_form
 def line(
-    rows: pd.DataFrame, x: Mapping[str, float] | str, series: Mapping[str, str] | None = None,
-    levels: Sequence[str] = (), *, y: str = "", title: str = "", xlabel: str = "",
-    ylabel: str = "", log: bool = False, ticks: Mapping[float, str] | None = None,
+    rows: pd.DataFrame,
+    x: Mapping[str, float] | str,
+    series: Mapping[str, str] | None = None,
+    levels: Sequence[str] = (),
+    *,
+    y: str = "",
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    log: bool = False,
+    ticks: Mapping[float, str] | None = None,
 ) -> Figure:
     """Means with their 95% intervals over x, a line a series; other variants as levels.
 
@@ -155,54 +184,79 @@ def line(
     x is then the number of labels, of the first series. y: a column; empty: the test accuracy, or
     that on held-out labels. ticks: names of places on the x axis. Raises ValueError without rows.
     """
-    over = isinstance(x, str)
+    over = isinstance(x, str)  # over a column
     drawn = rows if over else rows[rows.variant.isin([*x, *levels])]
-    subtitle, column = _subtitle(drawn), y or score_column(drawn)
-    names = drawn.variant.map(series) if series else drawn.variant if over else "labels alone" * bool(levels)
-    at = drawn[x] if over else drawn.variant.map(x)
+    subtitle, column = _subtitle(drawn), y or tables.score_column(drawn)
+    names = (
+        drawn.variant.map(series)
+        if series
+        else drawn.variant
+        if over
+        else "labels alone" * bool(levels)
+    )
+    at = drawn[x] if isinstance(x, str) else drawn.variant.map(x)
     shown = pd.DataFrame({"x": at, "y": drawn[column], "series": names}).dropna()
     if shown.empty:
         raise ValueError(f"no row has both {column!r} and a place on the x axis: nothing to draw.")
     figure, axis = _panel(title, subtitle, 7.5, 4.8)
     first, styles = shown.series.iloc[0], cycle(STYLES)
-    groups = shown.groupby("series", sort=False)
-    apart = 0 if log else 0.012 * (shown.x.max() - shown.x.min())  # or one would hide another's bars
+    groups = shown.groupby("series", sort=False)  # set apart, or one would hide another's bars
+    apart = 0 if log else 0.012 * (shown.x.max() - shown.x.min())
     for i, ((name, part), style) in enumerate(zip(groups, styles, strict=False)):
         _mean_line(axis, part, str(name), *style, apart * (i - (len(groups) - 1) / 2))
     alone = shown[shown.series == first].groupby("x").y
     curve = {int(count): part.tolist() for count, part in alone} if levels else {}
     for variant, style in zip(levels, styles, strict=False):
-        _level(axis, variant, scores(rows, variant), curve, *style)
-    axis.set(xlabel=xlabel or (x if over else ""),
-             ylabel=ylabel or _LABELS.get("fit" if (x, column) == ("epoch", "accuracy") else column, column))
+        _level(axis, variant, tables.scores(rows, variant), curve, *style)
+    measure = "fit" if (x, column) == ("epoch", "accuracy") else column
+    axis.set(xlabel=xlabel or (x if over else ""), ylabel=ylabel or _LABELS.get(measure, measure))
     _x_ticks(axis, shown.x, log, ticks)
     if "accuracy" in column:
         axis.set_ylim(_within_percent(axis.get_ylim()))
     if levels or first:
-        figure.legend(frameon=False, fontsize=9, loc="outside lower center",
-                      ncols=1 if levels or shown.series.str.len().max() > 25 else 3)
+        figure.legend(
+            frameon=False,
+            fontsize=9,
+            loc="outside lower center",
+            ncols=1 if levels or shown.series.str.len().max() > 25 else 3,
+        )
     return figure
 
 
-def _mean_line(axis: Axes, part: pd.DataFrame, name: str, colour: str, marker: str,
-               shift: float) -> None:
+def _mean_line(
+    axis: Axes, part: pd.DataFrame, name: str, colour: str, marker: str, shift: float
+) -> None:
     """Mean and interval of y at each x: shifted bars, or a band where there are many places."""
-    found = {at: mean_and_interval(values) for at, values in part.groupby("x").y}
+    found = {at: tables.mean_and_interval(values) for at, values in part.groupby("x").y}
     at, (mean, half) = np.array(list(found)), np.array(list(found.values())).T
     half, label = np.nan_to_num(half), textwrap.fill(name, 90)
     if len(at) > 20:
         axis.plot(at, mean, color=colour, label=label)
         axis.fill_between(at, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
     else:
-        axis.errorbar(at + shift, mean, half, fmt=f"{marker}-", color=colour, label=label,
-                      capsize=3 if half.any() else 0)
+        axis.errorbar(
+            at + shift,
+            mean,
+            half,
+            fmt=f"{marker}-",
+            color=colour,
+            label=label,
+            capsize=3 if half.any() else 0,
+        )
 
 
-def _level(axis: Axes, variant: str, values: pd.Series, curve: Mapping[int, Sequence[float]],
-           colour: str, marker: str) -> None:
+def _level(
+    axis: Axes,
+    variant: str,
+    values: pd.Series,
+    curve: Mapping[int, Sequence[float]],
+    colour: str,
+    marker: str,
+) -> None:
     """A variant's mean across the axis, and where the curve of labels alone reaches it."""
-    found = label_efficiency(curve, values.tolist())
-    text = f"{variant}, {tenths(values.mean())}%: as good as {labels_in_words(found, curve)} labels alone"
+    found = tables.label_efficiency(curve, values.tolist())
+    worth = tables.labels_in_words(found, curve)
+    text = f"{variant}, {tables.tenths(values.mean())}%: as good as {worth} labels alone"
     axis.axhline(values.mean(), color=colour, ls="--", label=textwrap.fill(text, 90))
     if math.isfinite(found[0]):
         axis.plot(found[0], values.mean(), marker, color=colour, markersize=10)
@@ -230,8 +284,16 @@ def _x_ticks(axis: Axes, x: pd.Series, log: bool, ticks: Mapping[float, str] | N
 
 @_form
 def heatmap(
-    values: pd.DataFrame, title: str = "", subtitle: str = "", *, xlabel: str = "", ylabel: str = "",
-    unit: str = "", decimals: int = 1, best: bool = False, aside: str = "",
+    values: pd.DataFrame,
+    title: str = "",
+    subtitle: str = "",
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
+    unit: str = "",
+    decimals: int = 1,
+    best: bool = False,
+    aside: str = "",
     limits: tuple[float | None, float | None] = (None, None),
 ) -> Figure:
     """A frame as colours, with its index and columns as names; up to 20 x 20 cells their numbers.
@@ -251,24 +313,41 @@ def heatmap(
     middle = sum(shown.get_clim()) / 2
     for (y, x), value in np.ndenumerate(cells):
         if few and not math.isnan(value):
-            axis.text(x, y, f"{value:,.{decimals}f}", ha="center", va="center", fontsize=8,
-                      color="white" if value < middle else "black")
+            axis.text(
+                x,
+                y,
+                f"{value + 1e-9:,.{decimals}f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value < middle else "black",
+            )
         if best and value == np.nanmax(cells):  # above the axis lines
-            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=RED, lw=3,
-                                     clip_on=False, zorder=3))
+            axis.add_patch(
+                Rectangle(
+                    (x - 0.5, y - 0.5), 1, 1, fill=False, ec=RED, lw=3, clip_on=False, zorder=3
+                )
+            )
     if few:
         names = [_fit(str(name), 150, 9) for name in values.columns]
-        slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        level = max(map(len, names)) * across <= 60
-        axis.set_xticks(range(across), names, fontsize=9, **{} if level else slant)
+        axis.set_xticks(range(across), names, fontsize=9)
+        if max(map(len, names)) * across > 60:  # no room side by side
+            axis.tick_params("x", rotation=45)
+            for label in axis.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
         axis.set_yticks(range(down), [_fit(str(name), 150, 9) for name in values.index], fontsize=9)
     return figure
 
 
 @_form
 def grid(
-    rows: pd.DataFrame, down: Mapping[str, float], across: Mapping[str, float], title: str = "",
-    *, xlabel: str = "", ylabel: str = "",
+    rows: pd.DataFrame,
+    down: Mapping[str, float],
+    across: Mapping[str, float],
+    title: str = "",
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
 ) -> Figure:
     """The heatmap of a search over two settings: mean accuracy, the best framed.
 
@@ -276,36 +355,50 @@ def grid(
     horizontal axis; variants that lack either are left out. Raises ValueError without rows.
     """
     rows = rows[rows.variant.isin(set(down) & set(across))]
-    column, subtitle = score_column(rows), _subtitle(rows, interval=False)
+    column, subtitle = tables.score_column(rows), _subtitle(rows, interval=False)
     at = {"down": rows.variant.map(down), "across": rows.variant.map(across)}
     values = rows.assign(**at).pivot_table(index="down", columns="across", values=column)
     values.index, values.columns = (axis.map("{:g}".format) for axis in values.axes)
-    return heatmap(values, title, subtitle, xlabel=xlabel, ylabel=ylabel, best=True,
-                   unit=_LABELS[column])
+    return heatmap(
+        values, title, subtitle, xlabel=xlabel, ylabel=ylabel, best=True, unit=_LABELS[column]
+    )
 
 
 @_form
 def confusion(counts: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
-    """The heatmap of where each true class went, in percent of its images, and the largest confusions.
+    """The heatmap of where each true class went, in percent, and the largest confusions.
 
     counts: classes x classes, true class by predicted. A class without a test image is hatched.
     """
-    rows, worst = per_class(counts, classes), confusions(counts, classes)
-    right = f"{tenths(100 * counts.trace() / counts.sum())}% right"
+    rows, worst = tables.per_class(counts, classes), tables.confusions(counts, classes)
+    right = f"{tables.tenths(100 * counts.trace() / counts.sum())}% right"
     if rows["count"].nunique() > 1:
-        right += f", mean over the classes {tenths(balanced_accuracy(counts))}%"
-    said = [f"{count} ({share:.0f}%): {true} as {predicted}"
-            for true, predicted, count, share in worst.itertuples(index=False)]
+        right += f", mean over the classes {tables.tenths(tables.balanced_accuracy(counts))}%"
+    said = [
+        f"{count} ({share:.0f}%): {true} as {predicted}"
+        for true, predicted, count, share in worst.itertuples(index=False)
+    ]
     untested = rows["class"][rows["count"] == 0].tolist()
     names = [f"{name} (no test image)" if name in untested else name for name in classes]
     if len(classes) > _MOST_CELLS and untested:
         more = f" and {len(untested) - 5} more" if len(untested) > 5 else ""
         said = [f"No test image (hatched): {', '.join(untested[:5])}{more}", "", *said]
-    share = 100 * pd.DataFrame(counts, names, classes).div(counts.sum(1), axis=0)
-    aside = "\n".join(textwrap.fill(text, 46, subsequent_indent="   ", max_lines=2, placeholder="…")
-                      for text in ("Largest confusions, true as predicted", *said))
-    return heatmap(share, title, right, xlabel="predicted", ylabel="true", unit="% of the true class",
-                   decimals=0, aside=aside, limits=(0, 100))
+    share = 100 * pd.DataFrame(counts, names, list(classes)).div(counts.sum(1), axis=0)
+    aside = "\n".join(
+        textwrap.fill(text, 46, subsequent_indent="   ", max_lines=2, placeholder="…")
+        for text in ("Largest confusions, true as predicted", *said)
+    )
+    return heatmap(
+        share,
+        title,
+        right,
+        xlabel="predicted",
+        ylabel="true",
+        unit="% of the true class",
+        decimals=0,
+        aside=aside,
+        limits=(0, 100),
+    )
 
 
 # -------------------------------------------------------------------------------- pictures
@@ -320,8 +413,13 @@ def _fit(text: str, points: float, size: float, most: int = 2) -> str:
     """The text broken so that no line is wider than ``points``; a line into at most ``most``."""
     for width in range(max(map(len, text.split("\n"))), 0, -1):
         broken = [textwrap.wrap(line, width) for line in text.split("\n")]
-        lines = [part for parts in broken for part in (
-            parts if len(parts) <= most else [*parts[:most - 1], f"{parts[most - 1][:-1]}…"])]
+        lines = [
+            part
+            for parts in broken
+            for part in (
+                parts if len(parts) <= most else [*parts[: most - 1], f"{parts[most - 1][:-1]}…"]
+            )
+        ]
         if all(_width(part, size) <= points for part in lines):
             return "\n".join(lines)
     return ""
@@ -329,8 +427,13 @@ def _fit(text: str, points: float, size: float, most: int = 2) -> str:
 
 @_form
 def pictures(
-    images: Sequence[Tensor | None] | Tensor, captions: Sequence[str] = (), *,
-    rows: Sequence[str] = (), columns: Sequence[str] = (), title: str = "", across: int = 8,
+    images: Sequence[Tensor | None] | Tensor,
+    captions: Sequence[str] = (),
+    *,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+    across: int = 8,
     tile: float = 0.95,
 ) -> Figure:
     """Images, row by row, each below its caption.
@@ -362,20 +465,20 @@ def pictures(
     for i, image in enumerate(images):
         x, y = left + i % across * pitch, top + i // across * high + 0.14 * lines
         if rows and i % across == 0:
-            axis.text(left - 0.08, y + tile / 2, names[i // across], size=size, ha="right", va="center")
+            axis.text(
+                left - 0.08, y + tile / 2, names[i // across], size=size, ha="right", va="center"
+            )
         if said:
             axis.text(x + pitch / 2, y - 0.03, said[i], size=size, ha="center", va="bottom")
         if image is not None:
             h, w = tile * np.array(image.shape[1:]) / max(image.shape[1:])
             x, y = x + (pitch - w) / 2, y + (tile - h) / 2
-            axis.imshow(image.permute(1, 2, 0).cpu(), extent=(x, x + w, y + h, y))
+            axis.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(x, x + w, y + h, y))
     return figure
 
 
-def by_class(
-    images: Tensor, labels: Tensor, classes: int, count: int = 8
-) -> list[Tensor | None]:
-    """For :func:`pictures`, a row a class: the first ``count`` images of each, None where there are fewer."""
+def by_class(images: Tensor, labels: Tensor, classes: int, count: int = 8) -> list[Tensor | None]:
+    """For :func:`pictures`, a row a class: the first ``count`` images of each, or None."""
     rows = [images[(labels == label).nonzero().flatten()[:count]] for label in range(classes)]
     return [image for row in rows for image in (*row, *[None] * (count - len(row)))]
 
@@ -390,9 +493,11 @@ def mistakes(labels: Tensor, probabilities: Tensor, count: int = 16) -> Tensor:
 def captions(
     probabilities: Tensor, classes: Sequence[str], labels: Tensor | None = None
 ) -> list[str]:
-    """"95% cat" of each prediction, and below it, where it is wrong, "is dog"."""
+    """ "95% cat" of each prediction, and below it, where it is wrong, "is dog"."""
     confidence, guess = probabilities.max(1)
     said = [f"{share:.0%} {classes[c]}" for share, c in zip(confidence, guess, strict=True)]
     truth = guess if labels is None else torch.where(labels < 0, guess, labels)
-    return [f"{text}\nis {classes[t]}" if t != c else text
-            for text, t, c in zip(said, truth, guess, strict=True)]
+    return [
+        f"{text}\nis {classes[t]}" if t != c else text
+        for text, t, c in zip(said, truth, guess, strict=True)
+    ]

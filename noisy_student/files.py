@@ -68,7 +68,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) 
         if tensor.dtype not in TYPES:
             raise ValueError(f"{path}: {name} is of {tensor.dtype}, which is none of {', '.join(map(str, TYPES))}.")
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [end, end := end + tensor.nbytes]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     write_whole(path, len(text).to_bytes(8, "little"), text, *(_bytes(tensor) for _, tensor in ordered))
 

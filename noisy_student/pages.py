@@ -1,8 +1,8 @@
-"""Pages whose numbers are computed from rows: RESULTS.md, a section a study, and markers in READMEs.
+"""Pages whose numbers are computed from rows: RESULTS.md, and what READMEs mark.
 
 A placeholder, in a study's ANSWER, stands between braces; *a* and *b* are names of variants:
 
-    {a}                  mean accuracy over the seeds, "83.4"; on held-out labels where there is no other
+    {a}                  mean accuracy, "83.4"; on held-out labels where there is no other
     {a minus b}          mean difference, paired by seed, with its 95% interval: "+3.9 ± 0.5"
     {right of a}         mean share of the pseudo-labels kept that are right, "84.4%"
     {kept of a}          mean share of the pseudo-labels kept, "62%"
@@ -33,7 +33,14 @@ from .figures import save
 from .files import write_whole
 from .studies import ROOT, Study, load_study, study_names
 from .tables import (
-    compare, data_title, difference, label_efficiency, labels_in_words, score_column, scores, tenths,
+    compare,
+    data_title,
+    difference,
+    label_efficiency,
+    labels_in_words,
+    score_column,
+    scores,
+    tenths,
     with_interval,
 )
 
@@ -45,8 +52,8 @@ PREAMBLE = """# Results
 Each section is one study: a question, its answer, the rows that it rests on, and the command that
 trains what is missing and writes them again. Numbers are means over the seeds, in percent.
 
-- **accuracy**: on the test images, or on held-out labels where the head says so. ± is half of Student's
-  95% interval over the seeds; each seed has its own split, initial weights and noise.
+- **accuracy**: on the test images, or on held-out labels where the head says so. ± is half of
+  Student's 95% interval over the seeds; each seed has its own split, initial weights and noise.
 - **difference**: accuracy minus that of the baseline, in points, paired by seed, with the 95%
   interval of the paired differences. Where it includes 0, the difference is within noise.
 - **kept**: the share of the unlabelled images whose pseudo-label passed the filter.
@@ -130,7 +137,7 @@ def table(
     """
     there = set(rows.variant)
     found = compare(rows, {a: b for a, b in study.baseline.items() if {a, b} <= there})
-    found = found.set_index("variant").reindex(shown or found.variant)
+    found = found.set_index("variant").reindex(list(shown or found.variant))
     baselines = found.baseline.dropna().unique()
     variant, accuracy, gain, kept, right, seeds = heads
     if score_column(rows) == "validation_accuracy":
@@ -151,7 +158,8 @@ def table(
         right: ["" if math.isnan(share) else _percent(share) for share in found.pseudo_accuracy],
         seeds: found.seeds.astype(str).tolist()}
     columns = {head: cells for head, cells in columns.items() if any(cells)}
-    lines = [list(columns), ["---"] + ["---:"] * (len(columns) - 1), *zip(*columns.values(), strict=True)]
+    rule = ["---"] + ["---:"] * (len(columns) - 1)
+    lines = [list(columns), rule, *zip(*columns.values(), strict=True)]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines) + "\n"
 
 
@@ -177,8 +185,10 @@ def section(study: Study, rows: pd.DataFrame) -> str:
     return "\n".join([*parts, facts])
 
 
-def fill(text: str, page: str, studies: Mapping[str, Study], rows: Mapping[str, pd.DataFrame]) -> str:
-    """The text with its markers filled in. Raises ValueError for one that is wrong, with the page."""
+def fill(
+    text: str, page: str, studies: Mapping[str, Study], rows: Mapping[str, pd.DataFrame]
+) -> str:
+    """The text with its markers filled in. Raises ValueError, with the page, for a wrong one."""
     def study(name: str) -> tuple[Study, pd.DataFrame]:
         check_name("study", name, studies)
         return studies[name], rows[name]
@@ -226,10 +236,10 @@ def render(root: Path = ROOT) -> tuple[dict[Path, str], dict[str, Study]]:
 def check(root: Path = ROOT) -> list[Path]:
     """The pages whose text is not what the rows say, and figures that are missing."""
     pages, _ = render(root)
-    linked = [root / name for text in pages.values() for name in re.findall(r"\((assets/[\w-]+\.png)\)", text)]
+    linked = re.findall(r"\((assets/[\w-]+\.png)\)", "\n".join(pages.values()))
     stale = [path for path, text in pages.items()
              if not path.exists() or path.read_text(encoding="utf-8") != text]
-    return stale + [path for path in linked if not path.exists()]
+    return stale + [root / name for name in dict.fromkeys(linked) if not (root / name).exists()]
 
 
 def write(root: Path = ROOT) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,15 +81,14 @@ def from_tables(table: pd.DataFrame) -> dict[str, Figure]:
         raise ValueError(f"the table has no column {missing[0]!r}: it is not a runs.csv of this package.")
     drawn: dict[str, Figure] = {}
     for name, rows in table.groupby("experiment", sort=False):
-        first = rows.drop_duplicates("variant")
-        n, m, labels = (dict(zip(first.variant, first[column], strict=True)) for column in ("n", "m", "labels"))
+        of_variant: Any = rows.drop_duplicates("variant").set_index("variant")[["n", "m", "labels"]].to_dict()
         if name == "grid":
             for model, part in rows.groupby("model", sort=False):
                 title = f"RandAugment(n, m), {model} on {part.labels.iloc[0]:,} labels: accuracy on held-out labels, %"
-                drawn[f"grid-{model}"] = figures.grid(part, n, m, title, xlabel="m, bound of the magnitudes",
+                drawn[f"grid-{model}"] = figures.grid(part, of_variant["n"], of_variant["m"], title, xlabel="m, bound of the magnitudes",
                                                       ylabel="n, ops an image")
         elif name == "label_counts":
-            drawn["label_counts"] = figures.line(rows, labels, xlabel="labelled images", log=True)
+            drawn["label_counts"] = figures.line(rows, of_variant["labels"], xlabel="labelled images", log=True)
         else:
             drawn[str(name)] = figures.forest(rows, baseline_of(rows) or None)
     return drawn

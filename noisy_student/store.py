@@ -108,7 +108,7 @@ class Store:
         """
         record, contents = self._entry(key)
         result, recipe = record["result"], record["run"]["recipe"]
-        names = tuple(result["classes"]) if result.get("classes") else None
+        names: Any = tuple(result["classes"]) if result.get("classes") else None
         count = len(result["confusion"])
         if classes is not None:
             known = names or [*classes, *[None] * count][:count]  # of an earlier version's entry their number alone
@@ -116,7 +116,7 @@ class Store:
         with own_random_numbers():  # a caller's random numbers do not depend on what was in the store
             model = build(record["run"]["model"], count, dropout=recipe["dropout"], stochastic_depth=recipe["stochastic_depth"])
         model.load_state_dict(safetensors.torch.load(contents["model.safetensors"]))
-        model.image_size, model.classes = result.get("image_size"), names
+        model.image_size, model.classes = result.get("image_size"), names  # type: ignore[assignment]
         return model.eval()
 
     def _entry(self, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -39,7 +39,7 @@ class Study:
     figure: Callable[[pd.DataFrame], Figure]
     answer: str  # at most MOST_WORDS words; its numbers are placeholders, see pages.py
     data: str = "cifar10-jpeg"
-    curve: dict[int, str] = field(default_factory=dict)  # number of labels -> variant on these alone
+    curve: dict[int, str] = field(default_factory=dict)  # labels -> variant on these alone
 
     def __post_init__(self) -> None:
         said = f"study {self.name}: "
@@ -51,7 +51,7 @@ class Study:
             raise ValueError(f"{said}RUNS is not a dict from the names of variants to Runs.")
         for name in self.runs:
             if not name or name != " ".join(re.sub(r"[{}|]", " ", name).split()):
-                raise ValueError(f"{said}the variant {name!r} has a brace, a bar or too much space.")
+                raise ValueError(f"{said}the variant {name!r} has a brace, a bar or spare space.")
         used = {"SEEDS": self.seeds, "BASELINE": [*self.baseline, *self.baseline.values()],
                 "CURVE": self.curve.values()}
         for where, names in used.items():
@@ -157,8 +157,10 @@ def train_study(
         raise ValueError(f"the rows of the study {study.name} are of the data {others[0]}, not {data}: "
                          "give it the images that it was made with.")
     wanted = runs_of(study, data)
-    rows = rows[rows.key.isin([run.key for run in wanted.values()])]
-    missing = {at: run for at, run in wanted.items() if run.key not in set(rows.key)}
+    keys = {(*at, run.key): run for at, run in wanted.items()}
+    there = list(zip(rows.variant, rows.seed, rows.key, strict=True))
+    rows = rows[[found in keys for found in there]]
+    missing = {(v, seed): run for (v, seed, key), run in keys.items() if (v, seed, key) not in there}
     if missing:
         check_writable(root / "results")
         table = run_all(list(missing.values()), train_set, test_set, store, **options)
@@ -183,9 +185,10 @@ def verify(
         raise ValueError(f"the study {study.name} has no rows: make study NAME={study.name}.")
     rows = rows[[(v, s) in wanted for v, s in zip(rows.variant, rows.seed, strict=True)]]
     runs = [wanted[at] for at in zip(rows.variant, rows.seed, strict=True)]
-    rows = rows.assign(run=runs, trainings=[len(teachers_first([run])) for run in runs])
+    trainings = [len(teachers_first([run])) for run in runs]
+    rows = rows.assign(place=range(len(rows)), trainings=trainings)
     rows = rows.sort_values(["trainings", "seconds"], kind="stable").head(count)
-    again = run_all(list(rows.run), train_set, test_set, store, **options)
+    again = run_all([runs[i] for i in rows.place], train_set, test_set, store, **options)
     score = "validation_accuracy" if rows.accuracy.isna().all() else "accuracy"
     found = rows[["variant", "seed", "device", score]].rename(columns={score: "rows"})
     return found.assign(again=list(again[score]), difference=list(again[score] - rows[score].array))

@@ -14,12 +14,26 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from .data import TITLES, check_name
+from .data import NAMED, check_name
 from .files import write_whole
 
 ROW_COLUMNS = (
-    "study", "variant", "seed", "model", "labels", "generation", "accuracy", "validation_accuracy",
-    "pseudo_accuracy", "kept", "fit", "seconds", "images_per_second", "device", "data", "key",
+    "study",
+    "variant",
+    "seed",
+    "model",
+    "labels",
+    "generation",
+    "accuracy",
+    "validation_accuracy",
+    "pseudo_accuracy",
+    "kept",
+    "fit",
+    "seconds",
+    "images_per_second",
+    "device",
+    "data",
+    "key",
 )
 _TEXT = ("study", "variant", "model", "device", "data", "key")
 Baseline = str | Mapping[str, str] | None  # of all other variants; or by variant, each its own
@@ -31,8 +45,10 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     text = dict.fromkeys(_TEXT, str)
     rows = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     if tuple(rows) != ROW_COLUMNS:
-        raise ValueError(f"{path} has the columns {', '.join(rows)}: a study's rows have "
-                         f"{', '.join(ROW_COLUMNS)}.")
+        raise ValueError(
+            f"{path} has the columns {', '.join(map(str, rows))}: a study's rows have "
+            f"{', '.join(ROW_COLUMNS)}."
+        )
     for row in rows[rows.duplicated(["study", "variant", "seed"])].itertuples():
         raise ValueError(f"{path} has two rows of {row.variant!r} with seed {row.seed}: leave one.")
     return rows
@@ -52,7 +68,7 @@ def write_rows(rows: pd.DataFrame, path: str | Path, variants: Iterable[str] = (
 def data_title(data: str) -> str:
     """The images' name for people, of a row's ``data``: their short name and fingerprint."""
     name = data.rpartition("-")[0]
-    return TITLES.get(name, name)
+    return NAMED.get(name, name)
 
 
 # ----------------------------------------------------------------------------------- means
@@ -85,8 +101,10 @@ def difference(rows: pd.DataFrame, variant: str, baseline: str) -> tuple[float, 
     """
     both = rows[rows.variant.isin([variant, baseline])]
     if len({score_column(part) for _, part in both.groupby("variant")}) > 1:
-        raise ValueError(f"{variant!r} and {baseline!r} were scored on different images, held-out "
-                         "labels and test images: compare variants of one kind.")
+        raise ValueError(
+            f"{variant!r} and {baseline!r} were scored on different images, held-out "
+            "labels and test images: compare variants of one kind."
+        )
     pairs = (scores(rows, variant) - scores(rows, baseline)).dropna()
     return *mean_and_interval(pairs), len(pairs)
 
@@ -107,10 +125,20 @@ def compare(rows: pd.DataFrame, baseline: Baseline = None) -> pd.DataFrame:
         part, own = rows[rows.variant == name], (baseline or {}).get(name)
         accuracy, spread = mean_and_interval(scores(rows, name))
         gain, interval, pairs = difference(rows, name, own) if own else (math.nan, math.nan, 0)
-        found.append({
-            "variant": name, "accuracy": accuracy, "spread": spread, "baseline": own,
-            "difference": gain, "interval": interval, "pairs": pairs, "kept": part.kept.mean(),
-            "pseudo_accuracy": part.pseudo_accuracy.mean(), "seeds": part.seed.nunique()})
+        found.append(
+            {
+                "variant": name,
+                "accuracy": accuracy,
+                "spread": spread,
+                "baseline": own,
+                "difference": gain,
+                "interval": interval,
+                "pairs": pairs,
+                "kept": part.kept.mean(),
+                "pseudo_accuracy": part.pseudo_accuracy.mean(),
+                "seeds": part.seed.nunique(),
+            }
+        )
     return pd.DataFrame(found)
 
 
@@ -120,7 +148,7 @@ def tenths(value: float, sign: str = "") -> str:
 
 
 def with_interval(value: float, half: float, sign: str = "") -> str:
-    """"83.4 ± 0.3"; of a single seed "83.4"; nothing for NaN."""
+    """ "83.4 ± 0.3"; of a single seed "83.4"; nothing for NaN."""
     interval = "" if math.isnan(half) else f" ± {tenths(half)}"
     return "" if math.isnan(value) else tenths(value, sign) + interval
 
@@ -160,7 +188,7 @@ def label_efficiency(
         return values.mean() + error * rng.standard_t(len(values) - 1, samples)
 
     estimate = crossing([group.mean() for group in groups], float(np.mean(student)))
-    if min(map(len, [student, *groups])) < 2:
+    if min(len(student), *(len(group) for group in groups)) < 2:
         return estimate, math.nan, math.nan
     levels, curves = draws(np.asarray(student)), np.stack([draws(group) for group in groups], 1)
     drawn = sorted(crossing(c, level) for c, level in zip(curves, levels, strict=True))
@@ -196,13 +224,19 @@ def per_class(counts: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
     """
     right, true = pd.Series(counts.diagonal()), pd.Series(counts.sum(1))
     predicted = pd.Series(counts.sum(0))
-    return pd.DataFrame({"class": list(classes), "recall": 100 * right / true,
-                         "precision": 100 * right / predicted, "count": true})
+    return pd.DataFrame(
+        {
+            "class": list(classes),
+            "recall": 100 * right / true,
+            "precision": 100 * right / predicted,
+            "count": true,
+        }
+    )
 
 
 def balanced_accuracy(counts: np.ndarray) -> float:
     """The mean recall, percent, of the classes that have a test image; counts as in per_class."""
-    return float(per_class(counts, range(len(counts))).recall.mean())
+    return float(per_class(counts, [""] * len(counts)).recall.mean())
 
 
 def confusions(counts: np.ndarray, classes: Sequence[str], most: int = 10) -> pd.DataFrame:
@@ -210,8 +244,12 @@ def confusions(counts: np.ndarray, classes: Sequence[str], most: int = 10) -> pd
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     true, predicted = np.unravel_index(order, wrong.shape)
-    found = pd.DataFrame({
-        "true": [classes[y] for y in true], "predicted": [classes[x] for x in predicted],
-        "count": wrong[true, predicted].astype(int),
-        "share": 100 * wrong[true, predicted] / np.maximum(counts[true].sum(1), 1)})
+    found = pd.DataFrame(
+        {
+            "true": [classes[y] for y in true],
+            "predicted": [classes[x] for x in predicted],
+            "count": wrong[true, predicted].astype(int),
+            "share": 100 * wrong[true, predicted] / np.maximum(counts[true].sum(1), 1),
+        }
+    )
     return found[found["count"] > 0]

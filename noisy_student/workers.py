@@ -11,16 +11,21 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
+from uuid import uuid4
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .files import write_whole
+
+PREFIX = "noisy_student-"  # of the temporary folders
 
 
 def default_workers(device: torch.device) -> int:
@@ -32,22 +37,22 @@ def default_workers(device: torch.device) -> int:
 def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iterator[None]:
     """While the block lasts, ``count`` processes run ``task(*arguments)``."""
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's thread pool in an unusable state
-    with tempfile.TemporaryDirectory(prefix="noisy_student-") as folder:
-        content = io.BytesIO()
-        _Pickler(content, folder).dump((task, arguments))
-        # Through the pipe, as a process's argument, it would have to wait for each helper: on two cores 1.9 s for one, 5.7 s for three.
-        write_whole(Path(folder) / "task", content.getbuffer())
+    with _shared_folder() as folder:
         processes = [context.Process(target=_help, args=(folder,), daemon=True) for _ in range(count)]
         resource_tracker.ensure_running()  # Python's own process, which, started later, may lift the block
         try:
-            # Inherited: Ctrl-C, or the end of a batch job, is sent to all processes at once, but the caller ends the helpers, and each
-            # of them sees to the folder if the caller dies.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            # Inherited: Ctrl-C, the end of a batch job and a closed terminal are sent to all processes at once, but the caller ends the
+            # helpers, and each of them sees to the folder if the caller dies: they are there before the first image is written.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
             try:
                 for process in processes:
                     process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            content = io.BytesIO()
+            _Pickler(content, folder).dump((task, arguments))
+            # Through the pipe, as a process's argument, it would have to wait for each helper: on two cores 1.9 s for one, 5.7 s for three.
+            write_whole(Path(folder) / "task", content.getbuffer())
             yield
         finally:
             started = [process for process in processes if process.pid is not None]
@@ -55,6 +60,28 @@ def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iter
                 process.kill()
             for process in started:
                 process.join()
+
+
+@contextmanager
+def _shared_folder() -> Iterator[str]:
+    """A temporary folder, only this user's, that the next call removes if this process dies: its lock, which the system then frees, lies
+    beside it."""
+    base = Path(tempfile.gettempdir())
+    for path in base.glob(f"{PREFIX}*.lock"):
+        with suppress(OSError, Timeout), FileLock(path, timeout=0):  # another user's, or of a living process: not ours to remove
+            _remove(path.with_suffix(""))
+    folder = base / f"{PREFIX}{uuid4().hex}"
+    with FileLock(f"{folder}.lock"):
+        try:
+            folder.mkdir(mode=0o700)
+            yield str(folder)
+        finally:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{folder}.lock").unlink(missing_ok=True)
 
 
 class _Pickler(pickle.Pickler):
@@ -87,6 +114,8 @@ class _Unpickler(pickle.Unpickler):
 def _help(folder: str) -> None:
     threading.Thread(target=_end_with_the_caller, args=(folder,), daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its usual lock is a semaphore, which Python would report as leaked when the helper is ended
+    while not (Path(folder) / "task").exists():  # the caller writes the images first, and ends its helpers if it cannot
+        time.sleep(0.02)
     try:
         with (Path(folder) / "task").open("rb") as file:
             task, arguments = _Unpickler(file).load()
@@ -105,5 +134,5 @@ def _end_with_the_caller(folder: str) -> None:
     caller = multiprocessing.parent_process()
     if caller is not None:
         caller.join()
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(Path(folder))
         os._exit(1)

@@ -11,9 +11,15 @@ CHAIN = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
 
 def student(model: str, pseudo: str, *teachers: Run) -> Run:
     return Run(
-        model, 5000, STUDENT, teachers, pseudo=pseudo, threshold=0.8, flip_average=True,
+        model,
+        5000,
+        STUDENT,
+        teachers,
+        pseudo=pseudo,
+        threshold=0.8,
+        flip_average=True,
         repeat_labels=3,
-    )  # fmt: skip
+    )
 
 
 RUNS = {f"{model} on labels alone": Run(model, 5000, SUPERVISED) for model in CHAIN}
@@ -33,13 +39,13 @@ for labels in (6000, 7000, 8000, 9000, 10_000):
 SEEDS = (0, 1, 2, 3, 4)
 BASELINE = {name: f"{run.model} on labels alone" for name, run in RUNS.items() if run.teachers}
 FIGURE = partial(figures.forest, baseline=BASELINE)
-ANSWER = """Yes, but by little until the last network teaches itself: along the chain the students
-of soft labels gain {Convnet6, soft labels minus Convnet6 on labels alone} (Convnet6),
-{Resnet6, soft labels minus Resnet6 on labels alone} (Resnet6) and
-{Resnet9, soft labels minus Resnet9 on labels alone} points (Resnet9, which has
-{Resnet9 on labels alone}% by itself). One further generation of Resnet9 adds
-{Resnet9, generation 4 minus Resnet9, soft labels}; the fourth has {Resnet9, generation 7}%, as many
-as {labels worth Resnet9, generation 7} labels alone give. Hard labels do as well: the last is
-{Resnet9, hard labels minus Resnet9, soft labels} from the soft one. Five seeds; the confidence
-filter of 0.8 was taken with test scores of the chain without it known. 6,000 to 9,000 labels come
-from a CPU, all else from a GPU."""
+ANSWER = """Yes, and the last network gains most by teaching itself. With soft labels
+Convnet6 gains {Convnet6, soft labels minus Convnet6 on labels alone}, Resnet6
+{Resnet6, soft labels minus Resnet6 on labels alone} and Resnet9
+{Resnet9, soft labels minus Resnet9 on labels alone} points over itself on labels alone. A further
+generation of Resnet9 adds {Resnet9, generation 4 minus Resnet9, soft labels}; the fourth has
+{Resnet9, generation 7}%, as much as {labels worth Resnet9, generation 7} labels alone give. Hard
+labels do about as well: at the end of the chain they differ from soft ones by
+{Resnet9, hard labels minus Resnet9, soft labels}. Five seeds; the confidence filter was taken with
+test scores of the chain without it known. 6,000 to 9,000 labels come from a CPU, all else from a
+GPU."""

@@ -5,9 +5,7 @@ from functools import partial
 from noisy_student import Recipe, Run, figures
 
 SUPERVISED = Recipe(epochs=400, n=3, m=10, dropout=0.0)
-STUDENT = Recipe(
-    epochs=150, batch_size=512, lr=0.4, weight_decay=5e-4, n=2, m=10, dropout=0.0
-)
+STUDENT = Recipe(epochs=150, batch_size=512, lr=0.4, weight_decay=5e-4, n=2, m=10, dropout=0.0)
 LESS_NOISE = STUDENT.replace(epochs=100, batch_size=128, lr=0.1, n=1, m=5)
 
 
@@ -38,11 +36,12 @@ FIGURE = partial(
     xlabel="number of labels alone, each with its best RandAugment",
     log=True,
 )
-ANSWER = """About twice as many: the third generation, {generation 3}%, is as good as
-{labels worth generation 3} labels alone, and with less noise, {generation 3 with less noise}%, as
-{labels worth generation 3 with less noise}. The supervised curve takes the best of three noises for
-10,000 ({10,000 labels alone, (2, 10)}%) and 20,000 labels ({20,000 labels alone, (1, 5)}%), chosen
-by their test means, which favours labels alone; 5,000 ({5,000 labels alone, (3, 10)}%) were trained
-with the strongest only. The numbers between are interpolated in log(labels). More labels, and the
-student with less noise, were trained on two CPU cores, the others on a GPU; three seeds. A still
-better recipe for labels alone would lower these numbers."""
+ANSWER = """About twice as many. The third generation, {generation 3}%, is as good as
+{labels worth generation 3} labels alone; with less noise, {generation 3 with less noise}%, as
+{labels worth generation 3 with less noise}. The supervised curve takes the best of three noises,
+chosen by test means, which favours labels alone: (2, 10) for 10,000
+({10,000 labels alone, (2, 10)}%), (1, 5) for 20,000 ({20,000 labels alone, (1, 5)}%); 5,000
+({5,000 labels alone, (3, 10)}%) were trained with (3, 10) only. Between these it is interpolated in
+log(labels). 10,000 and 20,000 labels and the student with less noise were trained on two CPU cores,
+the others on a GPU; three seeds. A still better recipe for labels alone would lower these
+numbers."""

@@ -31,13 +31,13 @@ FIGURE = partial(
     series={name: name.partition(",")[0] for name, run in RUNS.items() if run.teachers},
     xlabel="generation",
 )
-ANSWER = """Nearly: five generations of 50 epochs gain
-{50 epochs, generation 5 minus labels alone} points over labels alone ({labels alone}%), two of
-150 epochs, with more noise and each taught by three models,
-{150 epochs, generation 2 minus labels alone}. The difference between these two ends,
-{150 epochs, generation 2 minus 50 epochs, generation 5}, is within chance; the first long
-generation is {150 epochs, generation 1 minus 50 epochs, generation 1} better than the first short
-one of the same teachers. After the first short one ({50 epochs, generation 1 minus labels alone})
-the next four add {50 epochs, generation 5 minus 50 epochs, generation 1} together. Five seeds, one
-GPU; length, noise and the number of teachers change together, and the long setting was tried with
-test scores known."""
+ANSWER = """Nearly: five generations of 50 epochs end at {50 epochs, generation 5}%
+({50 epochs, generation 5 minus labels alone} over labels alone), two of 150 epochs, with more noise
+and three teachers each, at {150 epochs, generation 2}%
+({150 epochs, generation 2 minus labels alone}). These ends differ by
+{150 epochs, generation 2 minus 50 epochs, generation 5}. The first generation is better by
+{150 epochs, generation 1 minus 50 epochs, generation 1} when it is long. After the first short one
+({50 epochs, generation 1 minus labels alone}) four more add
+{50 epochs, generation 5 minus 50 epochs, generation 1} together. Five seeds, one GPU; length,
+noise and the number of teachers change together, and the long setting was suggested by test
+scores."""

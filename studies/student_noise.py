@@ -22,12 +22,12 @@ RUNS = {"labels alone": alone} | {
 SEEDS = (0, 1, 2)
 BASELINE = "labels alone"
 FIGURE = partial(figures.forest, baseline=BASELINE)
-ANSWER = """Flip and crop, and a little RandAugment: a student of one teacher gains
+ANSWER = """Flip and crop, and a little RandAugment. A student of one teacher gains
 {student, flip, crop, RandAugment minus labels alone} points over labels alone ({labels alone}%)
-with both, {student, flip and crop minus labels alone} with flip and crop, and nothing without noise
-({student, no noise minus labels alone}). RandAugment (1, 5) adds
-{student, flip, crop, RandAugment minus student, flip and crop} to flip and crop, dropout on top of
-it {student, flip, crop, RandAugment, dropout minus student, flip, crop, RandAugment}. In its last
+with these, {student, flip and crop minus labels alone} with flip and crop only, and without noise
+{student, no noise minus labels alone}. RandAugment (1, 5) adds
+{student, flip, crop, RandAugment minus student, flip and crop}, dropout on top of it
+{student, flip, crop, RandAugment, dropout minus student, flip, crop, RandAugment}. In its last
 epoch the student without noise agrees with {fit of student, no noise} of its labels, that with all
-noise with {fit of student, flip, crop, RandAugment, dropout}. Three seeds, two CPU cores, 50
-epochs; whether stronger RandAugment gives more was not asked."""
+noise with {fit of student, flip, crop, RandAugment, dropout}. Three seeds, 50 epochs, two CPU
+cores; more RandAugment was not tried here."""

@@ -8,9 +8,14 @@ from noisy_student import Recipe, Run, figures
 SUPERVISED = Recipe(epochs=25, batch_size=64, n=1, m=5, dropout=0.2)
 teacher = Run("Resnet9", 5000, SUPERVISED)
 student = Run(
-    "Resnet9", 5000, SUPERVISED.replace(epochs=9), teacher.members(3), threshold=0.8,
-    flip_average=True, repeat_labels=3,
-)  # fmt: skip
+    "Resnet9",
+    5000,
+    SUPERVISED.replace(epochs=9),
+    teacher.members(3),
+    threshold=0.8,
+    flip_average=True,
+    repeat_labels=3,
+)
 
 
 def noise(**changes: float) -> Run:
@@ -37,14 +42,13 @@ SEEDS = (0, 1, 2, 3, 4)
 # Labels alone are trained for as short a time, too short for a fair comparison: they have none.
 BASELINE = {name: "unchanged student" for name in list(RUNS)[2:]}
 FIGURE = partial(figures.forest, baseline=BASELINE)
-ANSWER = """Some noise, and the true labels seen often: without any noise the student loses
-{without any noise minus unchanged student} points of its {unchanged student}%, and with each label
-seen once an epoch, not three times,
-{each label once an epoch, not three times minus unchanged student}. Stochastic depth costs
-{with stochastic depth minus unchanged student}. All other changes make half a point or less:
-RandAugment and dropout may both go ({without RandAugment and dropout minus unchanged student})
-where flip and crop stay, and so may two of the three teachers
-({one teacher in place of three minus unchanged student}) and the confidence filter
-({without the confidence filter minus unchanged student}). Five seeds of nine epochs, on CPUs, at
-equal epochs, so at unequal steps where the filter, balancing or the repetition changes; longer
-training may want other things."""
+ANSWER = """Some noise, and the true labels seen often. Without any noise the student
+changes by {without any noise minus unchanged student} points, with each label seen once an epoch in
+place of three times by {each label once an epoch, not three times minus unchanged student}, with
+stochastic depth by {with stochastic depth minus unchanged student}. Of the other changes only the
+loss of dropout has an interval without zero ({without dropout minus unchanged student}). With flip
+and crop RandAugment and dropout may both go
+({without RandAugment and dropout minus unchanged student}), and so may two of the three teachers
+({one teacher in place of three minus unchanged student}) or the filter
+({without the confidence filter minus unchanged student}). Five seeds on CPUs, nine epochs, so fewer
+steps where fewer images are kept; longer training may want other things."""

@@ -2,6 +2,7 @@ import hashlib
 import io
 import pickle
 import socketserver
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,11 +17,14 @@ import scipy.io
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from noisy_student import Images, Split, load, split
 from noisy_student.data import data_key, hold_out
+from noisy_student.sources import _as_jpeg
 
 
 def labelled(labels: list[int], classes: int, unknown: int = 0) -> Images:
@@ -100,6 +104,64 @@ def test_cifar10_is_downloaded_once(cifar10: np.ndarray, server: tuple[Path, str
     assert train.classes == tuple("abcdefghij") and train.title == "CIFAR-10"
     (server[0] / "cifar.tar.gz").unlink()
     assert load("cifar10", tmp_path / "root")[0].fingerprint == train.fingerprint
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "cifar10"  # beside the repository where there is one: CIFAR-10 as JPEG files
+
+
+def test_jpeg_copy_has_the_bytes_of_its_files() -> None:
+    """600 originals, and files that libjpeg 9d made of them long before this encoder, in another program."""
+    pytest.importorskip("jpeglib")
+    if not (SHARED / "originals.npz").exists():
+        pytest.skip("needs the JPEG copy's files")
+    with np.load(SHARED / "originals.npz") as originals:
+        part, label, index, pixels = (originals[k] for k in ("part", "label", "index", "images"))
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    names = [f"{p}/{classes[c]}/{i:04d}.jpg" for p, c, i in zip(part, label, index, strict=True)]
+    with tarfile.open(SHARED / "cifar10-jpeg.tar.xz") as tar:
+        wanted = {m.name: tar.extractfile(m).read() for m in tar if m.name in set(names)}
+    made = _as_jpeg(pixels.transpose(0, 2, 3, 1))
+    assert len(wanted) == len(made) == 600
+    assert [hashlib.sha256(content).digest() for content in made] == [hashlib.sha256(wanted[name]).digest() for name in names]
+
+
+def test_jpeg_copy_is_that_of_its_files(cifar10: np.ndarray, server: tuple[Path, str], tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order, names, labels and pixels: the key is that of a folder of such files, saved here one by one, and read by Pillow."""
+    jpeglib = pytest.importorskip("jpeglib")
+    train, test = load("cifar10-jpeg", tmp_path / "root")
+    for part, data in zip(("train", "test"), load("cifar10", tmp_path / "root"), strict=True):
+        for c, name in enumerate("abcdefghij"):
+            folder = tmp_path / "cifar10-jpeg" / part / name
+            folder.mkdir(parents=True)
+            for number, pixels in enumerate(data.images[data.labels == c].permute(0, 2, 3, 1).numpy()):
+                with jpeglib.version("9d"):
+                    picture = jpeglib.from_spatial(pixels)
+                    picture.samp_factor = ((2, 2), (1, 1), (1, 1))
+                    picture.write_spatial(str(folder / f"{number:04d}.jpg"), qt=75)
+    ours, theirs = (data_key(*pair) for pair in ((train, test), load(tmp_path / "cifar10-jpeg", tmp_path / "root")))
+    assert ours == theirs and train.title == "CIFAR-10 (JPEG copy)" and jpeglib.version.get() == "6b", "the process's version came back"
+    assert train.labels.tolist() == [c for c in range(10) for _ in range(10)] and len(test) == 20
+    monkeypatch.setitem(sys.modules, "jpeglib", None)
+    (server[0] / "cifar.tar.gz").unlink()
+    (tmp_path / "root" / datasets.CIFAR10.filename).unlink()
+    assert data_key(*load("cifar10-jpeg", tmp_path / "root")) == ours, "made once: then neither the package nor the archive is needed"
+
+
+def test_jpeg_copy_is_saved_at_quality_75_with_half_the_chroma() -> None:
+    pytest.importorskip("jpeglib")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    pillows = io.BytesIO()
+    Image.fromarray(pixels[0]).save(pillows, "JPEG", quality=75, subsampling="4:2:0")
+    with Image.open(io.BytesIO(_as_jpeg(pixels)[0])) as ours, Image.open(pillows) as theirs:
+        assert ours.quantization == theirs.quantization and get_sampling(ours) == get_sampling(theirs) == 2
+
+
+def test_jpeg_copy_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jpeglib", None)
+    with pytest.raises(ValueError, match=r"needs the package jpeglib.*not installed: run pip install -e '.\[jpeg\]', or use 'cifar10'"):
+        load("cifar10-jpeg", tmp_path)
+    assert not list(tmp_path.iterdir()), "said before anything is fetched"
 
 
 def test_archive_put_there_by_hand_needs_no_network(cifar10: np.ndarray, server: tuple[Path, str], tmp_path: Path) -> None:

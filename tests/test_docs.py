@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from noisy_student.statistics import worth, worth_text
 from PIL import Image
 
 from noisy_student import Images, Run
 from noisy_student.__main__ import changes, main, parser
 from noisy_student.experiments import experiment_runs, override, profile
 from noisy_student.folders import ARCHIVES
-from noisy_student.statistics import worth, worth_text
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = Images(torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), torch.arange(50_000) % 10, tuple("abcdefghij"), "cifar10-jpeg")

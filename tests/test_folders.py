@@ -90,7 +90,8 @@ def test_palette_with_an_opacity_for_each_colour_is_read_without_a_warning(tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (pixels,) = load_pictures([tmp_path / "a.png"])
-    assert np.array_equal(pixels.numpy(), np.broadcast_to(grey, (3, 32, 32)))
+    on_white = 255 - (255.0 - grey) * grey / 255  # each grey has itself as its opacity
+    assert np.abs(pixels.numpy() - on_white).max() <= 1
 
 
 def test_exif_orientation(folder: Path, tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ def test_unreadable_picture_is_named_and_left_out_only_if_asked(folder: Path, tm
     with pytest.raises(OSError, match=r"an image that cannot be read: train/cat/3\.png \([^,]*\); mend it, or pass skip_unreadable=True"):
         load(folder, tmp_path / "root")
     assert images_in(tmp_path / "root") == [] if (tmp_path / "root").exists() else True
-    for _ in range(2):  # said each time: a set with a gap is not cached, the picture may be mended
+    for _ in range(2):  # said each time, decoded or cached
         assert len(load(folder, tmp_path / "root", skip_unreadable=True)[0]) == 11
         assert "train/cat/3.png" in capsys.readouterr().out
 

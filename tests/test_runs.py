@@ -627,7 +627,7 @@ def test_resumed_run_counts_all_its_time_and_says_who_began_it(tiny: Pair, tmp_p
 DRIVER = """
 import sys, torch
 from noisy_student import runs
-from noisy_student.data import load
+from noisy_student import load
 runs.CHECKPOINT_SECONDS = 0.0
 torch.set_num_threads(1)
 train, test = load("digits")

@@ -1,7 +1,6 @@
 """Faults for real, by the hundred: `make soak`, about 17 minutes. docs/reliability.md says what each test proves."""
 
 import itertools
-import json
 import os
 import random
 import resource
@@ -295,7 +294,7 @@ def test_damaged_store_entry(tiny: tuple[Images, Images], tmp_path: Path, name: 
     key = run_all([run], *tiny, tmp_path / "store", device="cpu", progress=False).key[0]
     store, entry, kept = Store(tmp_path / "store"), tmp_path / "store" / key, tmp_path / "kept"
     shutil.copytree(entry, kept)
-    record = json.loads((kept / "run.json").read_text())
+    record = store.record(key)
     bound = run.bind(record["run"]["data"], record["run"]["split"])
     assert bound.key == key
     for content in cases(kept / name, 200, 0):

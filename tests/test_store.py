@@ -37,7 +37,7 @@ def test_a_model_knows_its_classes(tmp_path: Path) -> None:
     old = replace(RUN, seed=1)
     commit(store, old, classes=None)
     assert store.model(old.key).classes is None and store.model(old.key, ["a", "b"]).classes is None
-    with pytest.raises(ValueError, match="class 2 is None of the model .* and 'c' of the names given"):
+    with pytest.raises(ValueError, match=r"class 2 is None of the model .* and 'c' of the names given"):
         store.model(old.key, ["a", "b", "c"])
 
 
@@ -51,7 +51,8 @@ def test_a_sound_entry_of_another_run_is_not_read(tmp_path: Path, read: str) -> 
         getattr(store, read)(RUN.key)
 
 
-def test_entries_of_another_revision_are_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_entries_of_another_revision_are_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(runs, "git_revision", lambda: "new")
     wanted = [replace(RUN, seed=seed) for seed in range(4)]
     for run, git in zip(wanted, ("new", None, "old", "older"), strict=True):

@@ -6,11 +6,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from test_tables import rows_of
 
 from noisy_student import Run
 from noisy_student.studies import load_study, study_names
 from noisy_student.tables import write_rows
-from test_tables import rows_of
 
 STUDY = '''"""What do unlabelled
 images bring?"""
@@ -61,8 +61,9 @@ def test_a_study_says_what_its_file_says(tmp_path: Path) -> None:
     assert study.seeds == {"alone": (0, 1), "student": (0, 1)}
     assert study.baseline == {"student": "alone"} and study.data == "cifar10-jpeg"
     assert load_study(tmp_path / "studies" / "made.py").runs == study.runs
-    by_variant = STUDY.replace("SEEDS = (0, 1)", "SEEDS = {'alone': [0], 'student': range(5)}").replace(
-        'BASELINE = "alone"', 'BASELINE = {}\nDATA = "digits"\nCURVE = {50: "alone"}')
+    by_variant = STUDY.replace(
+        "SEEDS = (0, 1)", "SEEDS = {'alone': [0], 'student': range(5)}"
+    ).replace('BASELINE = "alone"', 'BASELINE = {}\nDATA = "digits"\nCURVE = {50: "alone"}')
     study = load_study("made", made(tmp_path, by_variant))
     assert study.seeds == {"alone": (0,), "student": (0, 1, 2, 3, 4)}
     assert (study.baseline, study.data, study.curve) == ({}, "digits", {50: "alone"})
@@ -79,21 +80,38 @@ def test_studies_are_named_by_their_files(tmp_path: Path) -> None:
         load_study(tmp_path / "gone.py")
 
 
-@pytest.mark.parametrize("old, new, said", [
-    ('BASELINE = "alone"', 'BASELINE = "alon"', "BASELINE of the study made 'alon'; did you mean alone"),
-    ('BASELINE = "alone"', 'BASELINE = {"student": "lone"}', "in BASELINE of the study made 'lone'"),
-    ("SEEDS = (0, 1)", "SEEDS = {'alone': (0,), 'studnt': (0,)}", "SEEDS of the study made 'studnt'"),
-    ("SEEDS = (0, 1)", "SEEDS = {'alone': (0,)}", "SEEDS has none of the variant 'student'"),
-    ("SEEDS = (0, 1)", "SEEDS = ()", "SEEDS has none of the variant 'alone'"),
-    ("SEEDS = (0, 1)", "", r"study made: .*made\.py has no SEEDS"),
-    ("bring?", "bring", "docstring is 'What do unlabelled images bring': make it one question"),
-    ('"""What', '__doc__ = None\n"""What', "docstring is '': make it one question"),
-    ("A student", "word " * 117 + "A student", "ANSWER has 122 words: cut it to 120"),
-    ('"student": Run', '"the {student}": Run', "variant 'the {student}' has a brace"),
-    ('"student": Run', '"student": 1, "x": Run', "RUNS is not a dict"),
-    ("FIGURE = partial", "FIGURE = 'x', partial", "FIGURE=.* is not a function"),
-])
-def test_what_a_study_cannot_be_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        (
+            'BASELINE = "alone"',
+            'BASELINE = "alon"',
+            "BASELINE of the study made 'alon'; did you mean alone",
+        ),
+        (
+            'BASELINE = "alone"',
+            'BASELINE = {"student": "lone"}',
+            "in BASELINE of the study made 'lone'",
+        ),
+        (
+            "SEEDS = (0, 1)",
+            "SEEDS = {'alone': (0,), 'studnt': (0,)}",
+            "SEEDS of the study made 'studnt'",
+        ),
+        ("SEEDS = (0, 1)", "SEEDS = {'alone': (0,)}", "SEEDS has none of the variant 'student'"),
+        ("SEEDS = (0, 1)", "SEEDS = ()", "SEEDS has none of the variant 'alone'"),
+        ("SEEDS = (0, 1)", "", r"study made: .*made\.py has no SEEDS"),
+        ("bring?", "bring", "docstring is 'What do unlabelled images bring': make it one question"),
+        ('"""What', '__doc__ = None\n"""What', "docstring is '': make it one question"),
+        ("A student", "word " * 117 + "A student", "ANSWER has 122 words: cut it to 120"),
+        ('"student": Run', '"the {student}": Run', "variant 'the {student}' has a brace"),
+        ('"student": Run', '"student": 1, "x": Run', "RUNS is not a dict"),
+        ("FIGURE = partial", "FIGURE = 'x', partial", "FIGURE=.* is not a function"),
+    ],
+)
+def test_what_a_study_cannot_be_is_one_sentence(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
     with pytest.raises(ValueError, match=said) as error:
         load_study("made", made(tmp_path, STUDY.replace(old, new, 1)))
     assert "\n" not in str(error.value)

@@ -9,20 +9,44 @@ from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_sup
 
 from noisy_student import tables
 from noisy_student.tables import (
-    ROW_COLUMNS, compare, confusions, difference, label_efficiency, labels_in_words,
-    mean_and_interval, per_class, read_rows, write_rows,
+    ROW_COLUMNS,
+    compare,
+    confusions,
+    difference,
+    label_efficiency,
+    labels_in_words,
+    mean_and_interval,
+    per_class,
+    read_rows,
+    write_rows,
 )
 
 
 def rows_of(accuracies: dict[str, list[float]], **more: object) -> pd.DataFrame:
     """A row a variant and seed 0, 1, ..., as of a study."""
-    found = [{
-        "study": "made", "variant": variant, "seed": seed, "model": "Resnet9", "labels": 5000,
-        "generation": 0, "accuracy": accuracy, "validation_accuracy": math.nan,
-        "pseudo_accuracy": math.nan, "kept": math.nan, "fit": 90.0, "seconds": 1.5,
-        "images_per_second": 1000.0, "device": "2-core CPU", "data": "cifar10-0123456789abcdef",
-        "key": f"{variant}{seed}", **more}
-        for variant, values in accuracies.items() for seed, accuracy in enumerate(values)]
+    found = [
+        {
+            "study": "made",
+            "variant": variant,
+            "seed": seed,
+            "model": "Resnet9",
+            "labels": 5000,
+            "generation": 0,
+            "accuracy": accuracy,
+            "validation_accuracy": math.nan,
+            "pseudo_accuracy": math.nan,
+            "kept": math.nan,
+            "fit": 90.0,
+            "seconds": 1.5,
+            "images_per_second": 1000.0,
+            "device": "2-core CPU",
+            "data": "cifar10-0123456789abcdef",
+            "key": f"{variant}{seed}",
+            **more,
+        }
+        for variant, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
     return pd.DataFrame(found, columns=list(ROW_COLUMNS))
 
 
@@ -107,9 +131,17 @@ def test_compare_by_hand() -> None:
         compare(rows, "plane")
 
 
-@pytest.mark.parametrize("value, said", [
-    (72.55, "72.6"), (66.35, "66.4"), (68.25, "68.3"), (68.24, "68.2"), (-0.25, "-0.3"),
-    (-0.04, "0.0")])
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (72.55, "72.6"),
+        (66.35, "66.4"),
+        (68.25, "68.3"),
+        (68.24, "68.2"),
+        (-0.25, "-0.3"),
+        (-0.04, "0.0"),
+    ],
+)
 def test_means_are_rounded_as_by_hand(value: float, said: str) -> None:
     assert tables.tenths(value) == said
 
@@ -159,7 +191,8 @@ def test_labels_in_words_have_three_digits_and_know_the_ends_of_the_curve() -> N
     assert labels_in_words((12_667.4, 9_925, 15_415), counts) == "12,700 (9,930 to 15,400)"
     assert labels_in_words((216.4, 99.6, 9_996), counts) == "216 (100 to 10,000)"
     assert labels_in_words((8_430, -math.inf, math.inf), counts) == (
-        "8,430 (fewer than 5,000 to more than 20,000)")
+        "8,430 (fewer than 5,000 to more than 20,000)"
+    )
     assert labels_in_words((math.inf, math.nan, math.nan), counts) == "more than 20,000"
     assert labels_in_words((math.inf, math.inf, math.inf), counts) == "more than 20,000"
 
@@ -175,7 +208,8 @@ def test_accuracy_by_class_is_scikit_learns() -> None:
     np.add.at(counts, (truth, guess), 1)
     found = per_class(counts, "abcde")
     precision, recall, _, count = precision_recall_fscore_support(
-        truth, guess, labels=range(5), zero_division=np.nan)
+        truth, guess, labels=range(5), zero_division=np.nan
+    )
     assert found["class"].tolist() == list("abcde") and found["count"].tolist() == count.tolist()
     assert found.recall.to_numpy() == pytest.approx(100 * recall, nan_ok=True)
     assert found.precision.to_numpy() == pytest.approx(100 * precision, nan_ok=True)
@@ -195,6 +229,9 @@ def test_the_largest_confusions() -> None:
     counts = np.array([[90, 9, 1], [4, 6, 0], [5, 0, 45]])
     found = confusions(counts, ("cat", "dog", "frog"), most=3)
     assert found.to_dict("split", index=False)["data"] == [
-        ["cat", "dog", 9, 9.0], ["frog", "cat", 5, 10.0], ["dog", "cat", 4, 40.0]]
+        ["cat", "dog", 9, 9.0],
+        ["frog", "cat", 5, 10.0],
+        ["dog", "cat", 4, 40.0],
+    ]
     assert len(confusions(counts, "abc")) == 4, "none without a picture"
     assert confusions(np.eye(3, dtype=int), "abc").empty
