@@ -63,7 +63,7 @@ def summary(table: pd.DataFrame, test: Images) -> pd.DataFrame:
 def by_confidence(probabilities: Tensor, labels: Tensor, ends: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)) -> pd.DataFrame:
     """How many predictions have which confidence, and how many of these are right, percent; labels: -1 where not known."""
     confidence, guess = probabilities.max(1)
-    right = pd.Series((guess == labels).float()).where(pd.Series(labels >= 0))
+    right = pd.Series((guess == labels).double()).where(pd.Series(labels >= 0))
     names = [f"{low:.0%} to {high:.0%}" for low, high in pairwise(ends)]
     groups = right.groupby(pd.cut(pd.Series(confidence), ends, labels=names), observed=False)
     return pd.DataFrame({"images": groups.size(), "right, %": (100 * groups.mean()).round(1)}).rename_axis("confidence")
