@@ -13,9 +13,9 @@ RUNS   ?= 2
 NAME   ?=
 OUT    ?= out/$(shell basename "$(DATA)" | sed -E 's/\.(zip|tgz|tar(\.(gz|xz|bz2))?)$$//I')
 BIN    := .venv/bin
-# What a notebook is not told it decides itself; -r hands over text as it is, -p numbers and lists.
+# What a notebook is not told it decides itself; -r hands over text as it is, -p numbers, -y lists.
 GIVEN  := -r DATA "$(DATA)" $(foreach v,SIZE LABELS,$(if $($v),-p $v "$($v)"))
-MORE   := -r RECIPE "$(RECIPE)" -r OUT "$(OUT)" $(if $(DEVICE),-r DEVICE "$(DEVICE)") $(if $(SEEDS),-p SEEDS "[$(SEEDS)]")
+MORE   := -r RECIPE "$(RECIPE)" -r OUT "$(OUT)" $(if $(DEVICE),-r DEVICE "$(DEVICE)") $(if $(SEEDS),-y "SEEDS: [$(SEEDS)]")
 
 KNOWN  := PYTHON DATA SIZE LABELS SEEDS RECIPE DEVICE OUT NAME RUNS ARGS
 UNKNOWN := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))

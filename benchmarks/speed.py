@@ -1,13 +1,17 @@
-"""How fast is it, beside the usual way of doing it? `make bench`, or python -m benchmarks.speed --help
+"""How fast is it, beside the usual way of doing it? `make bench`, or python -m benchmarks.speed
+--help
 
-All rows are measured in one process on the same images, in turn, round after round, so that a ratio compares like with
-like even on a machine whose speed drifts; a row's figure is the median over the rounds.
+All rows are measured in one process on the same images, in turn, round after round, so that a ratio
+compares like with like even on a machine whose speed drifts; a row's figure is the median over the
+rounds.
 
-limit          forward, backward and optimizer step on one resident batch: what the hardware gives this model
-noisy_student  the project's own loop, `train`: shuffling, flip, crop, RandAugment, normalisation and step
-usual          DataLoader with a worker a core, PIL images, torchvision v2 flip, crop, RandAugment; fp32, batch 128
-usual+         the usual loop with the project's precision and memory format
-RandAugment    alone, on one core (or on the GPU): the project's; torchvision's on PIL images and on tensors; kornia's
+limit          forward, backward and optimizer step on one resident batch: what the hardware gives
+this model noisy_student  the project's own loop, `train`: shuffling, flip, crop, RandAugment,
+normalisation and step usual          DataLoader with a worker a core, PIL images, torchvision v2
+flip, crop, RandAugment; fp32, batch 128 usual+         the usual loop with the project's precision
+and memory format RandAugment    alone, on one core (or on the GPU): the project's; torchvision's on
+PIL images and on tensors; kornia's (kornia draws one op for a whole batch of 128, the others one an
+image: it has less to do)
 """
 
 from __future__ import annotations
@@ -37,7 +41,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from noisy_student import MODELS, Images, RandAugment, Recipe, Run, build, figures, load, run_all, train
+from noisy_student import (
+    MODELS,
+    Images,
+    RandAugment,
+    Recipe,
+    Run,
+    build,
+    figures,
+    load,
+    run_all,
+    train,
+)
 from noisy_student.augment import chunk_size
 from noisy_student.data import check_name
 from noisy_student.experiments import EXPERIMENTS
@@ -62,7 +77,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# ------------------------------------------------------------------------------------------------------ what is measured
+# --------------------------------------------------------------------------------- what is measured
 
 
 def limit(name: str, data: Images, device: torch.device, steps: int) -> Row:
@@ -74,22 +89,39 @@ def limit(name: str, data: Images, device: torch.device, steps: int) -> Row:
     return Row("limit", name, 0, steps * BATCH, lambda: [step(x, y, 0.01) for _ in range(steps)])
 
 
-def project(name: str, n: int, data: Images, device: torch.device, steps: int, what: str = "noisy_student") -> Row:
+def project(
+    name: str, n: int, data: Images, device: torch.device, steps: int, what: str = "noisy_student"
+) -> Row:
     model = build(name, len(data.classes))
     recipe = Recipe(epochs=1, batch_size=BATCH, lr=0.01, n=n, m=10)
     images, labels = data.images[: steps * BATCH].to(device), data.labels[: steps * BATCH]
-    return Row(what, name, n, len(images), lambda: train(model, images, labels, recipe, device=device, progress=False))
+    return Row(
+        what,
+        name,
+        n,
+        len(images),
+        lambda: train(model, images, labels, recipe, device=device, progress=False),
+    )
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
     """PIL images and their torchvision transforms, as most repositories have them."""
 
     def __init__(self, data: Images, count: int, n: int) -> None:
-        self.pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in data.images[:count]]
+        self.pictures = [
+            Image.fromarray(image.permute(1, 2, 0).numpy()) for image in data.images[:count]
+        ]
         self.labels = data.labels[:count].tolist()
-        self.transform = v2.Compose([
-            v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandAugment(n, 9, fill=128),
-            v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.25,) * 3)])
+        self.transform = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(),
+                v2.RandomCrop(32, padding=4, padding_mode="reflect"),
+                v2.RandAugment(n, 9, fill=128),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize((0.5,) * 3, (0.25,) * 3),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -102,15 +134,26 @@ def usual(name: str, n: int, data: Images, device: torch.device, steps: int, plu
     model = build(name, len(data.classes)).to(device)
     if plus:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = DataLoader(Pictures(data, steps * BATCH, n), BATCH, shuffle=True, num_workers=os.cpu_count() or 1, drop_last=True,
-                        pin_memory=device.type == "cuda", persistent_workers=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    loader = DataLoader(
+        Pictures(data, steps * BATCH, n),
+        BATCH,
+        shuffle=True,
+        num_workers=os.cpu_count() or 1,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+        persistent_workers=True,
+    )
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-3
+    )
 
     def epoch() -> None:
         for x, y in loader:
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             x = x.contiguous(memory_format=torch.channels_last) if plus else x
-            with torch.autocast(device.type, torch.bfloat16, enabled=plus and uses_bf16("auto", device)):
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=plus and uses_bf16("auto", device)
+            ):
                 loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -127,18 +170,46 @@ def augmentations(n: int, data: Images, device: torch.device, count: int) -> Ite
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in few]
     ours, theirs = RandAugment(n, 10), v2.RandAugment(n, 9, fill=128)
     floats = data.images[: count // 8].to(device).float() / 255
+    # m is a place in each op's range, of 30, as torchvision's magnitude is; for the colour ops that
+    # is 0.1 to 1.9, with no change at 15.
     kornia = K.AugmentationSequential(*[K.auto.RandAugment(n=1, m=9) for _ in range(n)])
-    yield Row("RandAugment: noisy_student", "", n, len(images), lambda: [ours(part) for part in images.split(chunk_size(images))])
-    yield Row("RandAugment: torchvision, PIL", "", n, len(pictures), lambda: [theirs(picture) for picture in pictures])
-    yield Row("RandAugment: torchvision, tensors", "", n, len(few), lambda: [theirs(image) for image in few])
-    yield Row("RandAugment: kornia", "", n, len(floats), lambda: [kornia(part) for part in floats.split(128)])
+    yield Row(
+        "RandAugment: noisy_student",
+        "",
+        n,
+        len(images),
+        lambda: [ours(part) for part in images.split(chunk_size(images))],
+    )
+    yield Row(
+        "RandAugment: torchvision, PIL",
+        "",
+        n,
+        len(pictures),
+        lambda: [theirs(picture) for picture in pictures],
+    )
+    yield Row(
+        "RandAugment: torchvision, tensors",
+        "",
+        n,
+        len(few),
+        lambda: [theirs(image) for image in few],
+    )
+    yield Row(
+        "RandAugment: kornia",
+        "",
+        n,
+        len(floats),
+        lambda: [kornia(part) for part in floats.split(128)],
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- measurement
+# -------------------------------------------------------------------------------------- measurement
 
 
 def tree_memory_mb(process: psutil.Process) -> float:
-    """What a process and its descendants hold now, shared pages counted once (Linux: PSS; elsewhere resident memory)."""
+    """What a process and its descendants hold now, shared pages counted once (Linux: PSS; elsewhere
+    resident memory).
+    """
     total = 0
     for each in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):  # it has just ended
@@ -148,9 +219,11 @@ def tree_memory_mb(process: psutil.Process) -> float:
 
 
 def peak_memory_mb(reset: bool = False) -> float:
-    """Peak resident memory of this process since the last reset, and what its workers hold now (Linux; elsewhere NaN).
+    """Peak resident memory of this process since the last reset, and what its workers hold now
+    (Linux; elsewhere NaN).
 
-    On a CPU that includes all that the process has held since its first training, which keeps freed memory.
+    On a CPU that includes all that the process has held since its first training, which keeps freed
+    memory.
     """
     status = Path("/proc/self/status")
     if not status.exists():
@@ -158,7 +231,9 @@ def peak_memory_mb(reset: bool = False) -> float:
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
-    return (int(found[1]) / 1024 if found else float("nan")) + sum(map(tree_memory_mb, psutil.Process().children()))
+    return (int(found[1]) / 1024 if found else float("nan")) + sum(
+        map(tree_memory_mb, psutil.Process().children())
+    )
 
 
 def measure(rows: list[Row], rounds: int, device: torch.device) -> pd.DataFrame:
@@ -177,10 +252,22 @@ def measure(rows: list[Row], rounds: int, device: torch.device) -> pd.DataFrame:
             wait(device)
             seconds = time.perf_counter() - start
             torch.set_num_threads(threads)
-            on_device = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else float("nan")
+            on_device = (
+                torch.cuda.max_memory_allocated(device) / 1e6
+                if device.type == "cuda"
+                else float("nan")
+            )
             if turn:
-                seen.append({"what": row.what, "model": row.model, "n": row.n, "images_per_second": row.images / seconds,
-                             "peak_memory_mb": peak_memory_mb(), "device_memory_mb": on_device})
+                seen.append(
+                    {
+                        "what": row.what,
+                        "model": row.model,
+                        "n": row.n,
+                        "images_per_second": row.images / seconds,
+                        "peak_memory_mb": peak_memory_mb(),
+                        "device_memory_mb": on_device,
+                    }
+                )
     table = pd.DataFrame(seen).groupby(["what", "model", "n"], sort=False).median().reset_index()
     return table.assign(rounds=rounds)
 
@@ -197,12 +284,16 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
     table["ratio_to_usual"] = table.apply(relative, axis=1, to="usual")
     alone = table.what.str.startswith("RandAugment")
     table.loc[alone, "ratio_to_usual"] = table[alone].apply(
-        lambda row: row.images_per_second / speed["RandAugment: torchvision, PIL", "", row.n], axis=1)
+        lambda row: row.images_per_second / speed["RandAugment: torchvision, PIL", "", row.n],
+        axis=1,
+    )
     return table
 
 
 def flops_a_image(name: str, classes: int) -> float:
-    """Floating-point operations of forward and backward pass for an image (convolutions and matrix products)."""
+    """Floating-point operations of forward and backward pass for an image (convolutions and matrix
+    products).
+    """
     model, x = build(name, classes), torch.randn(8, 3, 32, 32)
     with FlopCounterMode(display=False) as counter:
         model(x).sum().backward()
@@ -210,7 +301,9 @@ def flops_a_image(name: str, classes: int) -> float:
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """What the device reaches on its best day: TFLOP/s of a large bf16 matrix product, GB/s of a large copy."""
+    """What the device reaches on its best day: TFLOP/s of a large bf16 matrix product, GB/s of a
+    large copy.
+    """
     size, big = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     source, target = (torch.ones(big, device=device) for _ in range(2))
@@ -225,14 +318,19 @@ def ceilings(device: torch.device) -> dict[str, float]:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return {"TFLOP/s": 2 * size**3 / best(lambda: a @ b) / 1e12, "GB/s": 8 * big / best(lambda: target.copy_(source)) / 1e9}
+    return {
+        "TFLOP/s": 2 * size**3 / best(lambda: a @ b) / 1e12,
+        "GB/s": 8 * big / best(lambda: target.copy_(source)) / 1e9,
+    }
 
 
-# ---------------------------------------------------------------------------------------------- the whole, and its growth
+# ------------------------------------------------------------------------ the whole, and its growth
 
 
 def growth(data: Images, device: torch.device) -> Iterator[Row]:
-    """One epoch of Resnet9 by number of images and by n; and several runs through the store, in one process and in two."""
+    """One epoch of Resnet9 by number of images and by n; and several runs through the store, in one
+    process and in two.
+    """
     for count in (1000, 5000, 20000, 50000):
         yield project("Resnet9", 2, data, device, count // BATCH, f"images={count}")
     for n in (0, 1, 2, 5, 9, 14):
@@ -244,26 +342,52 @@ def growth(data: Images, device: torch.device) -> Iterator[Row]:
 
 
 def several_runs(model: str, epochs: int, workers: int, data: Images, device: torch.device) -> None:
-    """Four runs of one model from an empty store to the table, the start of the helper process included."""
-    train_set, test_set = (Images(data.images[part].clone(), data.labels[part].clone(), data.classes, "bench")
-                           for part in (slice(6000), slice(6000, 6100)))
+    """Four runs of one model from an empty store to the table, the start of the helper process
+    included.
+    """
+    train_set, test_set = (
+        Images(data.images[part].clone(), data.labels[part].clone(), data.classes, "bench")
+        for part in (slice(6000), slice(6000, 6100))
+    )
     with tempfile.TemporaryDirectory() as store:
-        run_all([Run(model, 5000, Recipe(epochs=epochs), seed=s) for s in range(4)], train_set, test_set, store, device=device,
-                workers=workers, progress=False)
+        run_all(
+            [Run(model, 5000, Recipe(epochs=epochs), seed=s) for s in range(4)],
+            train_set,
+            test_set,
+            store,
+            device=device,
+            workers=workers,
+            progress=False,
+        )
 
 
 def suite(source: str, name: str, device: torch.device, store: str) -> pd.DataFrame:
-    """Seconds of each experiment for one seed, as the command line runs it, in an empty store; what one has trained, the
-    next does not train again. The peak memory is that of all its processes together, libraries included."""
+    """Seconds of each experiment for one seed, as the command line runs it, in an empty store; what
+    one has trained, the next does not train again. The peak memory is that of all its processes
+    together, libraries included.
+    """
     if list(Path(store).glob("*")):
         raise ValueError(f"the store {store} is not empty: finished runs take no time.")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for experiment in EXPERIMENTS:
             start, out = time.perf_counter(), f"{folder}/{experiment}"
-            options = {"data": source, "recipe": name, "experiments": experiment, "seeds": "0", "device": device.type,
-                       "store": store, "out": out}
-            command = [sys.executable, "-m", "noisy_student", "train", *(word for key, value in options.items() for word in (f"--{key}", value))]
+            options = {
+                "data": source,
+                "recipe": name,
+                "experiments": experiment,
+                "seeds": "0",
+                "device": device.type,
+                "store": store,
+                "out": out,
+            }
+            command = [
+                sys.executable,
+                "-m",
+                "noisy_student",
+                "train",
+                *(word for key, value in options.items() for word in (f"--{key}", value)),
+            ]
             process, peak = psutil.Popen(command, stdout=subprocess.DEVNULL), 0.0
             while process.poll() is None:
                 peak = max(peak, tree_memory_mb(process))
@@ -271,31 +395,62 @@ def suite(source: str, name: str, device: torch.device, store: str) -> pd.DataFr
             if process.returncode:
                 raise RuntimeError(f"the experiment {experiment} failed: run it alone to see why.")
             seconds, runs = time.perf_counter() - start, len(pd.read_csv(f"{out}/runs.csv"))
-            rows.append({"what": f"suite: {experiment}", "model": name, "runs": runs, "seconds": seconds, "peak_memory_mb": peak})
+            rows.append(
+                {
+                    "what": f"suite: {experiment}",
+                    "model": name,
+                    "runs": runs,
+                    "seconds": seconds,
+                    "peak_memory_mb": peak,
+                }
+            )
             print(f"{experiment}: {runs} runs, {seconds:.0f} s, {peak:,.0f} MB", flush=True)
     return pd.DataFrame(rows)
 
 
 def draw(table: pd.DataFrame, title: str) -> Figure:
-    """Training, a group of bars a model at the largest n; and RandAugment alone, where it was measured."""
+    """Training, a group of bars a model at the largest n; and RandAugment alone, where it was
+    measured.
+    """
     n = int(table[table.what == "noisy_student"].n.max())
     alone = table[table.what.str.startswith("RandAugment") & (table.n == n)]
     figure = Figure(figsize=(11 if len(alone) else 6, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     left, *right = figure.subplots(1, 2 if len(alone) else 1, squeeze=False)[0]
-    kinds = {"limit": ("bare step", figures.GREY), "noisy_student": ("this loop", figures.BLUE),
-             "usual+": ("usual loop, same precision", figures.ORANGE), "usual": ("usual loop, fp32", figures.RED)}
+    kinds = {
+        "limit": ("bare step", figures.GREY),
+        "noisy_student": ("this loop", figures.BLUE),
+        "usual+": ("usual loop, same precision", figures.ORANGE),
+        "usual": ("usual loop, fp32", figures.RED),
+    }
     models = list(table[table.what == "noisy_student"].model.unique())
     for i, (what, (label, colour)) in enumerate(kinds.items()):
-        rows = table[(table.what == what) & table.n.isin([0 if what == "limit" else n])].set_index("model")
-        bars = left.bar([x + (i - 1.5) * 0.2 for x in range(len(models))], rows.images_per_second[models], 0.19, color=colour, label=label)
+        rows = table[(table.what == what) & table.n.isin([0 if what == "limit" else n])].set_index(
+            "model"
+        )
+        bars = left.bar(
+            [x + (i - 1.5) * 0.2 for x in range(len(models))],
+            rows.images_per_second[models],
+            0.19,
+            color=colour,
+            label=label,
+        )
         left.bar_label(bars, fmt="{:,.0f}", fontsize=6.5, rotation=90, padding=3)
-    left.set(xticks=range(len(models)), xticklabels=models, ylabel="images a second", title=f"training, RandAugment({n}, 10)")
+    left.set(
+        xticks=range(len(models)),
+        xticklabels=models,
+        ylabel="images a second",
+        title=f"training, RandAugment({n}, 10)",
+    )
     left.yaxis.set_major_formatter("{x:,.0f}")
     left.set_ylim(top=1.3 * left.get_ylim()[1])
     left.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", columnspacing=1)
     for axes in right:
-        bars = axes.barh([w.removeprefix("RandAugment: ") for w in alone.what], alone.images_per_second, color=figures.BLUE)
+        bars = axes.barh(
+            [w.removeprefix("RandAugment: ") for w in alone.what],
+            alone.images_per_second,
+            color=figures.BLUE,
+        )
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=3)
         axes.set(xlabel="images a second, one core", title=f"RandAugment({n}, 10) alone")
         axes.set_xlim(right=1.2 * axes.get_xlim()[1])
@@ -305,27 +460,56 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help="images to measure on (default: digits); speed does not depend on them")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        default="digits",
+        help="images to measure on (default: digits); speed does not depend on them",
+    )
     parser.add_argument("--device")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--ns", default="2,5")
-    parser.add_argument("--scale", type=int, help="steps a call of the project's loop (default: 200 on a GPU, else 16)")
-    parser.add_argument("--parts", default=",".join(PARTS[:-1]), help=f"which of {', '.join(PARTS)} (default: %(default)s); what was "
-                        "measured of the others stays in the table")
-    parser.add_argument("--recipe", default="quick", help="of the part suite, the four experiments (default: quick)")
-    parser.add_argument("--store", help="an empty folder that keeps the suite's runs (default: they are not kept)")
+    parser.add_argument(
+        "--scale",
+        type=int,
+        help="steps a call of the project's loop (default: 200 on a GPU, else 16)",
+    )
+    parser.add_argument(
+        "--parts",
+        default=",".join(PARTS[:-1]),
+        help=f"which of {', '.join(PARTS)} (default: %(default)s); what was "
+        "measured of the others stays in the table",
+    )
+    parser.add_argument(
+        "--recipe", default="quick", help="of the part suite, the four experiments (default: quick)"
+    )
+    parser.add_argument(
+        "--store", help="an empty folder that keeps the suite's runs (default: they are not kept)"
+    )
     parser.add_argument("--out", default="results/bench")
     parser.add_argument("--assets", default="assets")
     args = parser.parse_args()
     device = pick_device(args.device)
     gpu, title = device.type == "cuda", device_title(device)
     data, _ = load(args.data)
-    times = -(-50_000 // len(data))  # small data sets are repeated: what is measured does not look at the pixels
-    data = Images(data.images.repeat(times, 1, 1, 1), data.labels.clamp(min=0).repeat(times), data.classes, data.name)
-    steps, ns, models = args.scale or (200 if gpu else 16), [int(n) for n in args.ns.split(",")], args.models.split(",")
+    # small data sets are repeated: what is measured does not look at the pixels
+    times = -(-50_000 // len(data))
+    data = Images(
+        data.images.repeat(times, 1, 1, 1),
+        data.labels.clamp(min=0).repeat(times),
+        data.classes,
+        data.name,
+    )
+    steps, ns, models = (
+        args.scale or (200 if gpu else 16),
+        [int(n) for n in args.ns.split(",")],
+        args.models.split(","),
+    )
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     path = Path(args.out) / f"{name}.csv"
     parts = args.parts.split(",")
@@ -342,12 +526,23 @@ def main() -> None:
         print(rows.round(3).to_string(index=False), flush=True)
 
     top = ceilings(device)
-    for model in models if "training" in parts else ():  # a model at a time: few DataLoader workers alive at once
-        rows = [limit(model, data, device, steps), *(project(model, n, data, device, steps) for n in ns)]
-        rows += [usual(model, n, data, device, steps if gpu else steps // 2, plus) for n in ns for plus in (False, True)]
+    # a model at a time: few DataLoader workers alive at once
+    for model in models if "training" in parts else ():
+        rows = [
+            limit(model, data, device, steps),
+            *(project(model, n, data, device, steps) for n in ns),
+        ]
+        rows += [
+            usual(model, n, data, device, steps if gpu else steps // 2, plus)
+            for n in ns
+            for plus in (False, True)
+        ]
         speed = with_ratios(measure(rows, args.rounds, device))
         speed["tflops"] = speed.images_per_second * flops_a_image(model, len(data.classes)) / 1e12
-        keep("training", speed.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"]))
+        keep(
+            "training",
+            speed.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"]),
+        )
         del rows
     if "randaugment" in parts:
         alone = [row for n in ns for row in augmentations(n, data, device, 65536 if gpu else 4096)]
@@ -359,7 +554,10 @@ def main() -> None:
             keep("suite", suite(args.data, args.recipe, device, args.store or passing))
     drawn = table[table.what == "noisy_student"]
     if len(drawn):  # by another call, perhaps
-        figure = draw(table, f"{title}, torch {drawn.torch.iloc[-1]}, median of {drawn.rounds.iloc[-1]:.0f} rounds")
+        figure = draw(
+            table,
+            f"{title}, torch {drawn.torch.iloc[-1]}, median of {drawn.rounds.iloc[-1]:.0f} rounds",
+        )
         print(path, figures.save(figure, Path(args.assets) / f"bench-{name}.png"))
 
 

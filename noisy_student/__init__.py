@@ -13,6 +13,22 @@ from .training import evaluate, predict, train
 
 __version__ = "1.0.0"
 __all__ = [
-    "MODELS", "RECIPES", "Images", "RandAugment", "Recipe", "Run", "Split", "Store", "build", "evaluate", "figures",
-    "load", "load_pictures", "predict", "run_all", "run_variants", "split", "train",
+    "MODELS",
+    "RECIPES",
+    "Images",
+    "RandAugment",
+    "Recipe",
+    "Run",
+    "Split",
+    "Store",
+    "build",
+    "evaluate",
+    "figures",
+    "load",
+    "load_pictures",
+    "predict",
+    "run_all",
+    "run_variants",
+    "split",
+    "train",
 ]

@@ -1,4 +1,6 @@
-"""Pictures that are there twice, in training and test set or in two classes: equal pixels, and nearly equal ones."""
+"""Pictures that are there twice, in training and test set or in two classes: equal pixels, and
+nearly equal ones.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,18 @@ def digests(images: Tensor) -> list[bytes]:
 
 
 def difference_hashes(images: Tensor) -> Tensor:
-    """N x 64 of 1 and -1: whether each of 8 x 8 places is brighter than its left neighbour (dHash, N. Krawetz, 2013).
+    """N x 64 of 1 and -1: whether each of 8 x 8 places is brighter than its left neighbour (dHash,
+    N. Krawetz, 2013).
 
     As imagehash.dhash(picture, 8). images: uint8, N x 3 x H x W.
     """
+
     def one(image: Tensor) -> np.ndarray:
-        grey = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L").resize((9, 8), Image.Resampling.LANCZOS)
+        grey = (
+            Image.fromarray(image.permute(1, 2, 0).numpy())
+            .convert("L")
+            .resize((9, 8), Image.Resampling.LANCZOS)
+        )
         return np.diff(np.asarray(grey).astype(np.int16)).ravel() > 0
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -33,12 +41,18 @@ def difference_hashes(images: Tensor) -> Tensor:
 
 
 def near_doubles(images: Tensor, train: Tensor, test: Tensor) -> list[tuple[int, int]]:
-    """(index of a test picture, index of the training picture most like it) where the two are nearly equal: recompressed, or a shade
-    brighter, not moved or turned. train, test: int64 indices into ``images``, uint8, N x 3 x H x W."""
+    """(index of a test picture, index of the training picture most like it) where the two are
+    nearly equal: recompressed, or a shade brighter, not moved or turned. train, test: int64 indices
+    into ``images``, uint8, N x 3 x H x W.
+    """
     hashes, found = difference_hashes(images), list[tuple[int, int]]()
     for some in test.split(256):
         alike, at = (hashes[some] @ hashes[train].T).max(1)  # 64 less twice the bits apart
-        for i, j in zip(some[alike >= 64 - 2 * MOST_BITS].tolist(), train[at[alike >= 64 - 2 * MOST_BITS]].tolist(), strict=True):
+        for i, j in zip(
+            some[alike >= 64 - 2 * MOST_BITS].tolist(),
+            train[at[alike >= 64 - 2 * MOST_BITS]].tolist(),
+            strict=True,
+        ):
             if (images[i].int() - images[j].int()).abs().float().mean() <= MOST_LEVELS:
                 found.append((i, j))
     return found

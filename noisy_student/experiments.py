@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .augment import RandAugment
-from .data import NAMED, Images, check_name
+from .data import Images, check_name
 from .models import MODELS
 from .recipes import Method, Recipe, check_fields
 from .runs import PSEUDO, Run
@@ -28,7 +28,8 @@ class Plan:
 
     method: Method
     labels: int = 5000  # labelled images; all others are unlabelled
-    chain: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")  # each the teacher of the next
+    # each the teacher of the next
+    chain: tuple[str, ...] = ("Convnet5", "Convnet6", "Resnet6", "Resnet9")
     kinds: tuple[str, ...] = PSEUDO  # of pseudo-labels; further generations are of the first kind
     generations: int = 1  # further students of equal size after the chain's last
     grid_models: tuple[str, ...] = ("Convnet5",)
@@ -43,36 +44,57 @@ class Plan:
             if not values or not isinstance(values, tuple):
                 raise ValueError(f"{name}={values!r} is not a tuple of one name or more.")
             for value in values:
-                check_name(*(("pseudo-label kind", value, PSEUDO) if name == "kinds" else ("model", value, MODELS)))
+                check_name(
+                    *(
+                        ("pseudo-label kind", value, PSEUDO)
+                        if name == "kinds"
+                        else ("model", value, MODELS)
+                    )
+                )
         for n, m in product(self.grid_ns, self.grid_ms):
             RandAugment(n, m)  # raises what is wrong with them
         if self.label_counts and min(self.label_counts) < self.labels:
-            raise ValueError(f"label_counts={self.label_counts} has a count below labels={self.labels}: leave it out.")
+            raise ValueError(
+                f"label_counts={self.label_counts} has a count below labels={self.labels}: leave "
+                "it out."
+            )
 
     def replace(self, changes: Mapping[str, Any]) -> Plan:
-        """A copy with some values changed: fields of Plan, or what :meth:`Method.replace` knows. Raises ValueError for another name."""
+        """A copy with some values changed: fields of Plan, or what :meth:`Method.replace` knows.
+        Raises ValueError for another name.
+        """
         plan = self
         for name, value in changes.items():
             kinds = {f.name: str(f.type) for f in fields(self) if f.name != "method"}
             if name in kinds:
                 many = kinds[name].startswith("tuple")
-                value = tuple(value) if many and isinstance(value, (list, tuple)) else (value,) if many else value
+                value = (
+                    tuple(value)
+                    if many and isinstance(value, (list, tuple))
+                    else (value,)
+                    if many
+                    else value
+                )
                 changed: dict[str, Any] = {name: value}
                 plan = replace(plan, **changed)
             else:
                 parts = ("supervised", "student")
                 valid = [f.name for f in fields(Method) if f.name not in parts]
-                recipes = [f"{part}.{f.name}" for part in ("recipe", *parts) for f in fields(Recipe)]
+                recipes = [
+                    f"{part}.{f.name}" for part in ("recipe", *parts) for f in fields(Recipe)
+                ]
                 check_name("hyper-parameter", name, [*kinds, *valid, *recipes])
                 plan = replace(plan, method=plan.method.replace(**{name: value}))
         return plan
 
 
 def default_labels(train: Images) -> int:
-    """How many images are labelled where nobody says: all that have a label where others have none (one's own ``unlabeled/``),
-    else 5,000; of fewer than twice as many a tenth, but at least two a class."""
+    """How many images are labelled where nobody says: all that have a label where others have none
+    (one's own ``unlabeled/``), else 5,000; of fewer than twice as many a tenth, but at least two a
+    class.
+    """
     known = int((train.labels >= 0).sum())
-    if known < len(train) and train.name not in NAMED:
+    if known < len(train) and train.name != "svhn":  # whose extra images count as unlabelled
         return known
     return 5000 if known >= 10_000 else min(known, max(2 * len(train.classes), known // 10))
 
@@ -85,27 +107,50 @@ def alone(plan: Plan, model: str, labels: int | None = None, **recipe: Any) -> R
 def student(plan: Plan, model: str, teachers: tuple[Run, ...], pseudo: str, **recipe: Any) -> Run:
     """A model that learns from the labels and from its teachers."""
     method = plan.method
-    return Run(model, plan.labels, method.student.replace(**recipe), teachers, pseudo=pseudo, threshold=method.threshold,
-               flip_average=method.flip_average, repeat_labels=method.repeat_labels)
+    return Run(
+        model,
+        plan.labels,
+        method.student.replace(**recipe),
+        teachers,
+        pseudo=pseudo,
+        threshold=method.threshold,
+        flip_average=method.flip_average,
+        repeat_labels=method.repeat_labels,
+    )
 
 
 def grid(plan: Plan) -> Variants:
-    """1. RandAugment's n and m: trained on 80% of the labels, scored on the other 20%; the test set is not used."""
-    return {f"{model}, RandAugment ({n}, {m:g})": replace(alone(plan, model, n=n, m=m), holdout=0.2)
-            for model in plan.grid_models for n in plan.grid_ns for m in (plan.grid_ms if n else plan.grid_ms[:1])}
+    """1. RandAugment's n and m: trained on 80% of the labels, scored on the other 20%; the test set
+    is not used.
+    """
+    return {
+        f"{model}, RandAugment ({n}, {m:g})": replace(alone(plan, model, n=n, m=m), holdout=0.2)
+        for model in plan.grid_models
+        for n in plan.grid_ns
+        for m in (plan.grid_ms if n else plan.grid_ms[:1])
+    }
 
 
 def baselines(plan: Plan) -> Variants:
     """2. Labels alone: every model of the chain, and the first and the last without each noise."""
     runs = {f"{model} on labels alone": alone(plan, model) for model in plan.chain}
-    noises: dict[str, dict[str, Any]] = {"without RandAugment": {"n": 0}, "without dropout": {"dropout": 0.0}, "without either": {"n": 0, "dropout": 0.0}}
+    noises: dict[str, dict[str, Any]] = {
+        "without RandAugment": {"n": 0},
+        "without dropout": {"dropout": 0.0},
+        "without either": {"n": 0, "dropout": 0.0},
+    }
     for model in dict.fromkeys((plan.chain[0], plan.chain[-1])):
-        runs |= {f"{model} on labels alone, {name}": alone(plan, model, **noise) for name, noise in noises.items()}
+        runs |= {
+            f"{model} on labels alone, {name}": alone(plan, model, **noise)
+            for name, noise in noises.items()
+        }
     return runs
 
 
 def students(plan: Plan) -> Variants:
-    """3. Noisy Student along the chain, with each kind of pseudo-labels; then further students of the size of the last."""
+    """3. Noisy Student along the chain, with each kind of pseudo-labels; then further students of
+    the size of the last.
+    """
     runs = {f"{model} on labels alone": alone(plan, model) for model in plan.chain}
     for kind in plan.kinds:
         teachers = alone(plan, plan.chain[0]).members(plan.method.teachers)
@@ -120,18 +165,30 @@ def students(plan: Plan) -> Variants:
 def label_counts(plan: Plan) -> Variants:
     """4. The chain's last model on labels alone, by number of labels."""
     counts = plan.label_counts or tuple(plan.labels * k for k in (1, 2, 4))
-    return {f"{plan.chain[-1]} on {count:,} labels": alone(plan, plan.chain[-1], count) for count in counts if count >= plan.labels}
+    return {
+        f"{plan.chain[-1]} on {count:,} labels": alone(plan, plan.chain[-1], count)
+        for count in counts
+        if count >= plan.labels
+    }
 
 
 EXPERIMENTS: dict[str, Callable[[Plan], Variants]] = {
-    "grid": grid, "baselines": baselines, "students": students, "label_counts": label_counts}
+    "grid": grid,
+    "baselines": baselines,
+    "students": students,
+    "label_counts": label_counts,
+}
 
 
 def baseline_of(table: pd.DataFrame) -> dict[str, str]:
-    """For each student's variant that of the same model on as many labels alone, the first such. table: of run_variants."""
+    """For each student's variant that of the same model on as many labels alone, the first such.
+    table: of run_variants.
+    """
     rows = table[table.validation_accuracy.isna()].drop_duplicates("variant")
     alone = rows[rows.generation == 0].drop_duplicates(["model", "labels"])
-    pairs = rows[rows.generation > 0].merge(alone[["model", "labels", "variant"]], on=["model", "labels"], suffixes=("", "_alone"))
+    pairs = rows[rows.generation > 0].merge(
+        alone[["model", "labels", "variant"]], on=["model", "labels"], suffixes=("", "_alone")
+    )
     return dict(zip(pairs.variant, pairs.variant_alone, strict=True))
 
 
@@ -150,4 +207,8 @@ def possible(variants: Variants, train: Images) -> tuple[Variants, str]:
     if not left_out:
         return kept, ""
     first, why = next(iter(left_out.items()))
-    return kept, f"left out: {first}{f' and {len(left_out) - 1} more' if len(left_out) > 1 else ''} ({why})."
+    return (
+        kept,
+        f"left out: {first}{f' and {len(left_out) - 1} more' if len(left_out) > 1 else ''} "
+        f"({why}).",
+    )

@@ -1,4 +1,5 @@
-"""The four small networks: two plain ones, two with residual branches. All end in pooling, dropout and one linear layer.
+"""The four small networks: two plain ones, two with residual branches. All end in pooling, dropout
+and one linear layer.
 
 Parameters with 10 classes: Convnet5 104,042, Convnet6 113,322, Resnet6 215,146, Resnet9 317,930.
 """
@@ -14,7 +15,9 @@ from .data import check_name
 
 
 def conv_bn(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    """A convolution without bias (the batch norm after it has one) that keeps the size but for the stride."""
+    """A convolution without bias (the batch norm after it has one) that keeps the size but for the
+    stride.
+    """
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
@@ -24,7 +27,9 @@ def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """relu(shortcut(x) + branch(x)); in training, each image skips the branch with probability ``drop``."""
+    """relu(shortcut(x) + branch(x)); in training, each image skips the branch with probability
+    ``drop``.
+    """
 
     def __init__(self, shortcut: nn.Module, branch: nn.Module, drop: float) -> None:
         super().__init__()
@@ -44,7 +49,9 @@ def parallel_block(inputs: int, outputs: int, stride: int, drop: float) -> Resid
 
 
 def basic_block(inputs: int, outputs: int, stride: int, drop: float) -> Residual:
-    """Two 3x3 convolutions in a row beside a shortcut (He et al., 2016), 1x1 where the shape changes."""
+    """Two 3x3 convolutions in a row beside a shortcut (He et al., 2016), 1x1 where the shape
+    changes.
+    """
     same = inputs == outputs and stride == 1
     shortcut = nn.Identity() if same else conv_bn(inputs, outputs, stride, kernel=1)
     branch = conv_bn_relu(inputs, outputs, stride).extend(conv_bn(outputs, outputs))
@@ -65,12 +72,16 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[int, int, int, float], nn.Mod
 }
 
 
-def build(model_name: str, num_classes: int = 10, *, dropout: float = 0.5, stochastic_depth: float = 0.0) -> nn.Module:
-    """A freshly initialised model: float images N x 3 x H x W (H, W >= 16) -> logits N x num_classes.
+def build(
+    model_name: str, num_classes: int = 10, *, dropout: float = 0.5, stochastic_depth: float = 0.0
+) -> nn.Module:
+    """A freshly initialised model: float images N x 3 x H x W (H, W >= 16) -> logits N x
+    num_classes.
 
-    dropout: the probability before the linear layer. stochastic_depth: the probability that an image skips the last
-    residual branch; it grows linearly from the first (Huang et al., 2016), and plain networks have none. Uses
-    torch's global random state. Raises ValueError for an unknown name, a probability outside 0..1 or 1 itself, or a single class.
+    dropout: the probability before the linear layer. stochastic_depth: the probability that an
+    image skips the last residual branch; it grows linearly from the first (Huang et al., 2016), and
+    plain networks have none. Uses torch's global random state. Raises ValueError for an unknown
+    name, a probability outside 0..1 or 1 itself, or a single class.
     """
     check_name("model", model_name, MODELS)
     for name, value in {"dropout": dropout, "stochastic_depth": stochastic_depth}.items():
@@ -81,8 +92,17 @@ def build(model_name: str, num_classes: int = 10, *, dropout: float = 0.5, stoch
     strides, block = MODELS[model_name]
     shapes = ((32, 32, 1), (32, 64, 2), (64, 128, 2))  # inputs, outputs and stride of each block
     blocks = [block(*shape, stochastic_depth * k / 3) for k, shape in enumerate(shapes, 1)]
-    stem = [conv_bn_relu(inputs, 32, stride) for inputs, stride in zip((3, 32), strides, strict=False)]
-    model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, num_classes))
+    stem = [
+        conv_bn_relu(inputs, 32, stride) for inputs, stride in zip((3, 32), strides, strict=False)
+    ]
+    model = nn.Sequential(
+        *stem,
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(128, num_classes),
+    )
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

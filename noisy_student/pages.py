@@ -107,8 +107,10 @@ def value(expression: str, study: Study, rows: pd.DataFrame) -> str:
     for name in names:
         check_name(f"variant of the study {study.name}", name, study.runs)
         if name not in set(rows.variant):
-            raise ValueError(f"study {study.name}: there are no rows of {name!r} yet for "
-                             f"{{{expression}}}: make study NAME={study.name}.")
+            raise ValueError(
+                f"study {study.name}: there are no rows of {name!r} yet for "
+                f"{{{expression}}}: make study NAME={study.name}."
+            )
     if text := _FORMS[pattern](rows, study, *names):
         return text
     raise ValueError(f"study {study.name}: its rows have no value for {{{expression}}}.")
@@ -128,7 +130,9 @@ def _cell(text: str) -> str:
 
 
 def table(
-    study: Study, rows: pd.DataFrame, shown: Mapping[str, str] | None = None,
+    study: Study,
+    rows: pd.DataFrame,
+    shown: Mapping[str, str] | None = None,
     heads: tuple[str, ...] = HEADS,
 ) -> str:
     """A Markdown table, a row a variant that has rows; columns that would be empty are left out.
@@ -156,7 +160,8 @@ def table(
         gain: [difference_cell(row) for _, row in found.iterrows()],
         kept: ["" if math.isnan(share) else f"{share:.0%}" for share in found.kept],
         right: ["" if math.isnan(share) else _percent(share) for share in found.pseudo_accuracy],
-        seeds: found.seeds.astype(str).tolist()}
+        seeds: found.seeds.astype(str).tolist(),
+    }
     columns = {head: cells for head, cells in columns.items() if any(cells)}
     rule = ["---"] + ["---:"] * (len(columns) - 1)
     lines = [list(columns), rule, *zip(*columns.values(), strict=True)]
@@ -189,6 +194,7 @@ def fill(
     text: str, page: str, studies: Mapping[str, Study], rows: Mapping[str, pd.DataFrame]
 ) -> str:
     """The text with its markers filled in. Raises ValueError, with the page, for a wrong one."""
+
     def study(name: str) -> tuple[Study, pd.DataFrame]:
         check_name("study", name, studies)
         return studies[name], rows[name]
@@ -207,7 +213,8 @@ def fill(
         text, numbers = _INLINE.subn(number, text)
         text, blocks = _BLOCK.subn(block, text)
         if numbers + blocks != (ends := text.count("<!-- / -->")) or ends != len(
-                re.findall(r"<!-- (?:=|table )", text)):
+            re.findall(r"<!-- (?:=|table )", text)
+        ):
             raise ValueError("a marker is open, or not as in noisy_student/pages.py.")
     except ValueError as error:
         raise ValueError(f"{page}: {error}") from error
@@ -237,8 +244,11 @@ def check(root: Path = ROOT) -> list[Path]:
     """The pages whose text is not what the rows say, and figures that are missing."""
     pages, _ = render(root)
     linked = re.findall(r"\((assets/[\w-]+\.png)\)", "\n".join(pages.values()))
-    stale = [path for path, text in pages.items()
-             if not path.exists() or path.read_text(encoding="utf-8") != text]
+    stale = [
+        path
+        for path, text in pages.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     return stale + [root / name for name in dict.fromkeys(linked) if not (root / name).exists()]
 
 

@@ -8,7 +8,8 @@ from threading import RLock
 
 import torch
 
-MAX_SEED = 2**32 - 1  # torch's generator on the CPU takes 32 bits: larger ones would repeat the numbers of these
+# torch's generator on the CPU takes 32 bits: larger ones would repeat the numbers of these
+MAX_SEED = 2**32 - 1
 _LOCK = RLock()
 
 
@@ -22,8 +23,13 @@ def check_seed(seed: int) -> None:
 def own_random_numbers(device: torch.device | None = None) -> Iterator[None]:
     """While the block lasts torch's generator is the caller's; afterwards it is as it was before.
 
-    Dropout and first weights take their numbers from it, and it is one for the whole process: a second thread waits, or the
-    threads would change each other's models.
+    Dropout and first weights take their numbers from it, and it is one for the whole process: a
+    second thread waits, or the threads would change each other's models.
     """
-    with _LOCK, torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+    with (
+        _LOCK,
+        torch.random.fork_rng(
+            devices=[device] if device is not None and device.type == "cuda" else []
+        ),
+    ):
         yield

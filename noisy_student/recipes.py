@@ -21,7 +21,8 @@ PRECISIONS = ("auto", "bf16", "fp32")
 class Recipe:
     """Everything that decides how a model is trained, except the data and the seed. Noise included.
 
-    Raises ValueError for a value out of range. ``replace`` makes a changed copy, with names checked.
+    Raises ValueError for a value out of range. ``replace`` makes a changed copy, with names
+    checked.
     """
 
     epochs: int = 100  # passes over the training images
@@ -47,23 +48,29 @@ class Recipe:
         check_name("precision", self.precision, PRECISIONS)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed. Raises ValueError for an unknown name, with the nearest valid ones."""
+        """A copy with some fields changed. Raises ValueError for an unknown name, with the nearest
+        valid ones.
+        """
         names = [field.name for field in fields(self)]
         for name in changes:
             check_name("recipe parameter", name, names)
         return replace(self, **changes)
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate of the step in whose middle ``progress`` of the training, 0 to 1, is done.
+        """The learning rate of the step in whose middle ``progress`` of the training, 0 to 1, is
+        done.
 
-        Triangular: slanted triangular learning rates (Howard and Ruder 2018, eq. 3) with a quarter of the way up.
+        Triangular: slanted triangular learning rates (Howard and Ruder 2018, eq. 3) with a quarter
+        of the way up.
         """
         if self.schedule == "constant":
             return self.lr
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
 
     def epochs_for(self, images: int) -> int:
-        """How many epochs ``images`` training images get: ``epochs``, or more of few images, for ``min_steps``."""
+        """How many epochs ``images`` training images get: ``epochs``, or more of few images, for
+        ``min_steps``.
+        """
         steps = max(1, images // self.batch_size)
         return max(self.epochs, math.ceil(self.min_steps / steps))
 
@@ -72,21 +79,35 @@ class Recipe:
         return RandAugment(self.n, self.m)
 
     def is_noisy(self, epoch: int) -> bool:
-        """Whether the model is in training mode in this epoch: always (a study of a fault may say otherwise)."""
+        """Whether the model is in training mode in this epoch: always (a study of a fault may say
+        otherwise).
+        """
         return True
 
 
 _RANGES = {
-    "epochs": (1, 100_000), "min_steps": (0, 10_000_000), "batch_size": (2, 100_000), "lr": (1e-9, 1e6), "momentum": (0, 0.9999),
-    "weight_decay": (0, 1), "label_smoothing": (0, 0.99), "n": (0, 14), "m": (0, 10), "crop": (0, 512),
-    "dropout": (0, 0.99), "stochastic_depth": (0, 0.99), "ema": (0, 0.99999),
+    "epochs": (1, 100_000),
+    "min_steps": (0, 10_000_000),
+    "batch_size": (2, 100_000),
+    "lr": (1e-9, 1e6),
+    "momentum": (0, 0.9999),
+    "weight_decay": (0, 1),
+    "label_smoothing": (0, 0.99),
+    "n": (0, 14),
+    "m": (0, 10),
+    "crop": (0, 512),
+    "dropout": (0, 0.99),
+    "stochastic_depth": (0, 0.99),
+    "ema": (0, 0.99999),
 }
 
 
 def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Check a frozen dataclass's numbers and truth values (ValueError), and make them plain ints and floats.
+    """Check a frozen dataclass's numbers and truth values (ValueError), and make them plain ints
+    and floats.
 
-    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys; NumPy's numbers have none.
+    1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys; NumPy's numbers
+    have none.
     """
     numbers: dict[str, Any] = {"int": Integral, "float": Real}
     for field in fields(value):
@@ -97,17 +118,26 @@ def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: s
         if wanted := numbers.get(str(kind)):
             if isinstance(found, bool) or not isinstance(found, wanted) or not low <= found <= high:
                 span = f"from {low:,}" + ("" if high == math.inf else f" to {high:,}")
-                point = ", without a point or an exponent" if kind == "int" and isinstance(found, float) else ""
-                raise ValueError(f"{where}{name}={found!r} is not a {'whole ' if kind == 'int' else ''}number {span}{point}.")
+                point = (
+                    ", without a point or an exponent"
+                    if kind == "int" and isinstance(found, float)
+                    else ""
+                )
+                raise ValueError(
+                    f"{where}{name}={found!r} is not a {'whole ' if kind == 'int' else ''}number "
+                    f"{span}{point}."
+                )
             object.__setattr__(value, name, int(found) if kind == "int" else float(found) + 0.0)
 
 
-# -------------------------------------------------------------------------------------------------- named recipes
+# ------------------------------------------------------------------------------------ named recipes
 
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe for labels alone, one for students, and how these learn from their teachers (fields of Run)."""
+    """A recipe for labels alone, one for students, and how these learn from their teachers (fields
+    of Run).
+    """
 
     supervised: Recipe
     student: Recipe
@@ -120,7 +150,8 @@ class Method:
         check_fields(self, {"teachers": (1, 1000), "threshold": (0, 1), "repeat_labels": (1, 1000)})
 
     def replace(self, **changes: Any) -> Method:
-        """A copy with some values changed: fields of Method, "supervised.epochs", "student.n", or "recipe.n" for both recipes.
+        """A copy with some values changed: fields of Method, "supervised.epochs", "student.n", or
+        "recipe.n" for both recipes.
 
         Raises ValueError for an unknown name, with the nearest valid ones.
         """
@@ -128,33 +159,47 @@ class Method:
         for name, value in changes.items():
             part, dot, parameter = name.partition(".")
             if dot:
-                check_name("recipe", part, ("recipe", "supervised", "student"))  # of Recipe.replace the parameter
+                # of Recipe.replace the parameter
+                check_name("recipe", part, ("recipe", "supervised", "student"))
                 parts = ("supervised", "student") if part == "recipe" else (part,)
-                method = replace(method, **{p: getattr(method, p).replace(**{parameter: value}) for p in parts})
+                method = replace(
+                    method, **{p: getattr(method, p).replace(**{parameter: value}) for p in parts}
+                )
             else:
                 check_name("hyper-parameter", name, [f.name for f in fields(self)])
                 method = replace(method, **{name: value})
         return method
 
 
-_SHORT = Recipe(epochs=25, min_steps=2000, batch_size=64, n=1, m=5, dropout=0.2)  # short training wants little noise
-_LONG = Recipe(epochs=200, min_steps=8000, n=2, m=10, dropout=0.2)
+# short training wants little noise
+_SHORT = Recipe(epochs=25, min_steps=1500, batch_size=64, n=1, m=5, dropout=0.2)
+_LONG = Recipe(epochs=200, min_steps=6000, n=2, m=10, dropout=0.2)
 _SMALL = Recipe(epochs=40, min_steps=2000, batch_size=20, n=1, m=5, dropout=0.2)
-# Everywhere students see each label about as often as the models on labels alone (full: three quarters); docs/recipe.md
+# Everywhere students see each label about as often as the models on labels alone (full: three
+# quarters); docs/recipe.md
 # says how these were found.
 RECIPES = {
-    "small": Method(_SMALL, _SMALL.replace(epochs=8, min_steps=1000), repeat_labels=5),  # up to 5,000 images
-    "quick": Method(_SHORT, _SHORT.replace(epochs=9), threshold=0.8, repeat_labels=3),  # minutes on a CPU
-    "long": Method(_LONG, _LONG.replace(epochs=30, weight_decay=5e-4), repeat_labels=6),  # hours on a CPU
-    "full": Method(_LONG, _LONG.replace(epochs=50, batch_size=512, lr=0.4, weight_decay=5e-4, n=1, m=5), threshold=0.8,
-                   repeat_labels=3),  # a GPU
+    # up to 5,000 images
+    "small": Method(_SMALL, _SMALL.replace(epochs=8, min_steps=1000), repeat_labels=5),
+    # minutes on a CPU
+    "quick": Method(_SHORT, _SHORT.replace(epochs=9), threshold=0.8, repeat_labels=3),
+    # hours on a CPU
+    "long": Method(_LONG, _LONG.replace(epochs=30, weight_decay=5e-4), repeat_labels=6),
+    "full": Method(
+        _LONG,
+        _LONG.replace(epochs=50, batch_size=512, lr=0.4, weight_decay=5e-4, n=1, m=5),
+        threshold=0.8,
+        repeat_labels=3,
+    ),  # a GPU
 }
 
 
 def named_recipe(name: str, train: Images, device: torch.device) -> Method:
-    """One of RECIPES; "auto" takes "small" for up to 5,000 training images, else "full" on a CUDA GPU and "quick" elsewhere.
+    """One of RECIPES; "auto" takes "small" for up to 5,000 training images, else "full" on a CUDA
+    GPU and "quick" elsewhere.
 
-    Digits are not mirrored, by the images or by the teachers: a mirrored 2 is no 2. Raises ValueError for an unknown name.
+    Digits are not mirrored, by the images or by the teachers: a mirrored 2 is no 2. Raises
+    ValueError for an unknown name.
     """
     check_name("recipe", name, ("auto", *RECIPES))
     if name == "auto":

@@ -1,4 +1,6 @@
-"""A Run is a value that says everything that decides a result; run_all finishes a list of them, teachers first."""
+"""A Run is a value that says everything that decides a result; run_all finishes a list of them,
+teachers first.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,22 @@ from .training import History, State, device_title, pick_device, predict, train
 from .workers import helpers
 
 PSEUDO = ("soft", "hard")
-STUDENT_OPTIONS = ("pseudo", "threshold", "balance", "flip_average", "repeat_labels")  # how a student learns from its teachers
+# how a student learns from its teachers
+STUDENT_OPTIONS = ("pseudo", "threshold", "balance", "flip_average", "repeat_labels")
 CHECKPOINT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training. Equal Runs have equal keys and, on one CPU and one set of library versions, equal weights."""
+    """One training. Equal Runs have equal keys and, on one CPU and one set of library versions,
+    equal weights.
+    """
 
     model: str
     labels: int  # how many labelled images
     recipe: Recipe = field(default_factory=Recipe)
-    teachers: tuple[Run, ...] = ()  # their mean prediction labels the other images; none: trained on the labels alone
+    # their mean prediction labels the other images; none: trained on the labels alone
+    teachers: tuple[Run, ...] = ()
     pseudo: str = "soft"  # soft: the teachers' probabilities; hard: their argmax
     threshold: float = 0.0  # pseudo-labels below this confidence are dropped
     balance: bool = False  # as many pseudo-labelled images in each class (paper, section 2)
@@ -55,34 +61,62 @@ class Run:
     repeat_labels: int = 1  # how often an epoch of a student sees each labelled image
     member: int = 0  # trainings alike but for this differ in initial weights, order and noise
     seed: int = 0  # of the split, the initial weights, the order and the noise
-    holdout: float = 0.0  # this share of the labels validates, and the test images are not looked at
+    # this share of the labels validates, and the test images are not looked at
+    holdout: float = 0.0
     data: str = ""  # name and fingerprint of the images; filled in by run_all
     split: str = ""  # key of a saved split; empty: drawn from the seed
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "teachers", tuple(self.teachers) if isinstance(self.teachers, list) else self.teachers)
+        object.__setattr__(
+            self,
+            "teachers",
+            tuple(self.teachers) if isinstance(self.teachers, list) else self.teachers,
+        )
         if not isinstance(self.recipe, Recipe):
             raise ValueError(f"recipe={self.recipe!r} is not a Recipe.")
-        if not isinstance(self.teachers, tuple) or not all(isinstance(teacher, Run) for teacher in self.teachers):
-            raise ValueError(f"teachers={self.teachers!r} is not a tuple of Runs: write teachers=(teacher,).")
+        if not isinstance(self.teachers, tuple) or not all(
+            isinstance(teacher, Run) for teacher in self.teachers
+        ):
+            raise ValueError(
+                f"teachers={self.teachers!r} is not a tuple of Runs: write teachers=(teacher,)."
+            )
         check_fields(self, _RANGES)
         check_name("model", self.model, MODELS)
         check_name("pseudo-label kind", self.pseudo, PSEUDO)
         for f in fields(self) if not self.teachers else ():
             if f.name in STUDENT_OPTIONS and getattr(self, f.name) != f.default:
-                raise ValueError(f"{f.name}={getattr(self, f.name)} of a run without teachers: it is for students.")
+                raise ValueError(
+                    f"{f.name}={getattr(self, f.name)} of a run without teachers: it is for "
+                    "students."
+                )
         for teacher, name in product(self.teachers, ("labels", "seed", "holdout")):
             mine, its = getattr(self, name), getattr(teacher, name)
             if mine != its:
-                raise ValueError(f"{name}={mine} of a student and {name}={its} of its teacher: the teacher would have seen other labels.")
+                raise ValueError(
+                    f"{name}={mine} of a student and {name}={its} of its teacher: the teacher "
+                    "would have seen other labels."
+                )
         if len({teacher.key for teacher in self.teachers}) < len(self.teachers):
-            raise ValueError(f"two teachers of {self} are the same training: give them other members, as run.members(3) does.")
+            raise ValueError(
+                f"two teachers of {self} are the same training: give them other members, as "
+                "run.members(3) does."
+            )
 
     @cached_property
     def key(self) -> str:
-        """A hash of what differs from the defaults, the teachers' keys included: a new field leaves it as it was."""
-        said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        said["recipe"] = {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe) if getattr(self.recipe, f.name) != f.default}
+        """A hash of what differs from the defaults, the teachers' keys included: a new field leaves
+        it as it was.
+        """
+        said = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
+        said["recipe"] = {
+            f.name: getattr(self.recipe, f.name)
+            for f in fields(self.recipe)
+            if getattr(self.recipe, f.name) != f.default
+        }
         said["teachers"] = [teacher.key for teacher in self.teachers]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -98,7 +132,9 @@ class Run:
         return 1 + max(teacher.generation for teacher in self.teachers) if self.teachers else 0
 
     def members(self, count: int) -> tuple[Run, ...]:
-        """``count`` trainings of this run, itself the first, alike but for the member number: an ensemble of teachers."""
+        """``count`` trainings of this run, itself the first, alike but for the member number: an
+        ensemble of teachers.
+        """
         return tuple(replace(self, member=self.member + i) for i in range(count))
 
     def throughout(self, **changes: Any) -> Run:
@@ -116,22 +152,36 @@ class Run:
         """This Run, and its teachers, for these images and this saved split."""
         for run in teachers_first([self]):
             if run.data not in ("", data):
-                raise ValueError(f"a run was made for the data {run.data}, not {data}: give run_all the images it was made for.")
+                raise ValueError(
+                    f"a run was made for the data {run.data}, not {data}: give run_all the images "
+                    "it was made for."
+                )
             if run.split not in ("", split_key):
-                raise ValueError(f"a run was made for the saved split {run.split}, not {split_key or 'one drawn from its seed'}: give "
-                                 "run_all the saved_split it was made for.")
+                raise ValueError(
+                    f"a run was made for the saved split {run.split}, not "
+                    f"{split_key or 'one drawn from its seed'}: give "
+                    "run_all the saved_split it was made for."
+                )
         return self.throughout(data=data, split=split_key)
 
     def __str__(self) -> str:
         models = Counter(teacher.model for teacher in self.teachers)
-        names = " and ".join(name if count == 1 else f"{count} {name}" for name, count in models.items())
+        names = " and ".join(
+            name if count == 1 else f"{count} {name}" for name, count in models.items()
+        )
         by = f" {self.pseudo} from {names}" if names else ""
         member = f", member {self.member}" if self.member else ""
         return f"{self.model}{by}, {self.labels:,} labels, seed {self.seed}{member}"
 
 
-_RANGES = {"labels": (2, math.inf), "threshold": (0, 1), "repeat_labels": (1, 1000), "member": (0, 1_000_000), "seed": (0, MAX_SEED),
-           "holdout": (0, 0.9)}
+_RANGES = {
+    "labels": (2, math.inf),
+    "threshold": (0, 1),
+    "repeat_labels": (1, 1000),
+    "member": (0, 1_000_000),
+    "seed": (0, MAX_SEED),
+    "holdout": (0, 0.9),
+}
 
 
 def teachers_first(runs: Sequence[Run]) -> list[Run]:
@@ -149,52 +199,92 @@ def teachers_first(runs: Sequence[Run]) -> list[Run]:
     return list(ordered.values())
 
 
-# ------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """Which unlabelled images a student learns from, and its targets for them: (indices, probabilities).
+    """Which unlabelled images a student learns from, and its targets for them: (indices,
+    probabilities).
 
-    probabilities: the teacher's, N x classes. The filter drops images below ``run.threshold``. Balancing brings each
-    class to the mean count of what is left: its most confident images, repeated where there are too few (Xie et
-    al., 2020, section 2, which repeats at random).
+    probabilities: the teacher's, N x classes. The filter drops images below ``run.threshold``.
+    Balancing brings each class to the mean count of what is left: its most confident images,
+    repeated where there are too few (Xie et al., 2020, section 2, which repeats at random).
     """
     confidence, label = probabilities.max(1)
-    targets = probabilities if run.pseudo == "soft" else nn.functional.one_hot(label, probabilities.shape[1]).float()
+    targets = (
+        probabilities
+        if run.pseudo == "soft"
+        else nn.functional.one_hot(label, probabilities.shape[1]).float()
+    )
     kept = (confidence >= run.threshold).nonzero().flatten()
     if run.balance and len(kept):
         groups = [kept[label[kept] == c] for c in label[kept].unique()]
         count = max(1, len(kept) // len(groups))
-        ranked = [group[confidence[group].argsort(descending=True, stable=True)] for group in groups]
+        ranked = [
+            group[confidence[group].argsort(descending=True, stable=True)] for group in groups
+        ]
         kept = torch.cat([group.repeat(-(-count // len(group)))[:count] for group in ranked])
     return kept, targets[kept]
 
 
-def _learn_from_teachers(run: Run, train_set: Images, pool: Tensor, store: Store,
-                         device: torch.device) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(indices of the unlabelled images kept, targets for them, facts about them); the teachers are finished."""
+def _learn_from_teachers(
+    run: Run, train_set: Images, pool: Tensor, store: Store, device: torch.device
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(indices of the unlabelled images kept, targets for them, facts about them); the teachers are
+    finished.
+    """
     votes = []
     for teacher in run.teachers:
         model = store.model(teacher.key)
-        votes += [torch.cat([predict(model, train_set.images[part], flip=run.flip_average, precision=run.recipe.precision, device=device)
-                             for part in pool.split(5000)])]  # in parts: no second copy of all images
+        votes += [
+            torch.cat(
+                [
+                    predict(
+                        model,
+                        train_set.images[part],
+                        flip=run.flip_average,
+                        precision=run.recipe.precision,
+                        device=device,
+                    )
+                    # in parts: no second copy of all images
+                    for part in pool.split(5000)
+                ]
+            )
+        ]
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
-        raise ValueError(f"{run}: no pseudo-label reaches threshold={run.threshold:g}: lower threshold (0 keeps every one).")
+        raise ValueError(
+            f"{run}: no pseudo-label reaches threshold={run.threshold:g}: lower threshold (0 "
+            "keeps every one)."
+        )
     (confidence, label), truth = targets.max(1), train_set.labels[pool[kept]]
     right = (label == truth)[truth >= 0].float()
     counts = torch.bincount(label, minlength=len(train_set.classes))
     sums = torch.bincount(label, confidence, minlength=len(train_set.classes))
     if none := [name for name, count in zip(train_set.classes, counts, strict=True) if not count]:
-        tqdm.write(f"{run}: no pseudo-label of the class {' nor '.join(none[:3])}{', ...' if len(none) > 3 else ''}: the teachers give it to "
-                   "no unlabelled image that is kept.")
-    facts = {"pseudo_accuracy": 100 * float(right.mean()) if len(right) else None, "kept": len(kept.unique()) / len(pool),
-             "pseudo_counts": counts.tolist(), "pseudo_confidence": (sums / counts.clamp(min=1)).tolist()}
+        tqdm.write(
+            f"{run}: no pseudo-label of the class "
+            f"{' nor '.join(none[:3])}{', ...' if len(none) > 3 else ''}: the teachers give it to "
+            "no unlabelled image that is kept."
+        )
+    facts = {
+        "pseudo_accuracy": 100 * float(right.mean()) if len(right) else None,
+        "kept": len(kept.unique()) / len(pool),
+        "pseudo_counts": counts.tolist(),
+        "pseudo_confidence": (sums / counts.clamp(min=1)).tolist(),
+    }
     return pool[kept], targets, facts
 
 
-def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, store: Store, device: torch.device,
-               progress: bool) -> None:
+def _train_run(
+    run: Run,
+    train_set: Images,
+    test_set: Images,
+    drawn: Split,
+    store: Store,
+    device: torch.device,
+    progress: bool,
+) -> None:
     """Train one run whose teachers are finished, and commit it."""
     classes, start = len(train_set.classes), time.perf_counter()
     held = round(run.holdout * run.labels)
@@ -205,10 +295,16 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
         more, soft, facts = _learn_from_teachers(run, train_set, drawn.unlabeled, store, device)
         chosen = torch.cat([chosen.repeat(run.repeat_labels), more])
         targets = torch.cat([targets.repeat(run.repeat_labels, 1), soft])
-    seed = int(run.key[:8], 16)  # the key, so that a student of equal size does not start as its teacher did
+    # the key, so that a student of equal size does not start as its teacher did
+    seed = int(run.key[:8], 16)
     with own_random_numbers():
         torch.manual_seed(seed)
-        model = build(run.model, classes, dropout=run.recipe.dropout, stochastic_depth=run.recipe.stochastic_depth)
+        model = build(
+            run.model,
+            classes,
+            dropout=run.recipe.dropout,
+            stochastic_depth=run.recipe.stochastic_depth,
+        )
     last, made_with, found = time.monotonic(), _made_with(run, device), store.load_checkpoint(run)
     if found and {k: v for k, v in found[2].items() if k != "resumed_from"} == made_with:
         made_with = found[2]
@@ -222,65 +318,126 @@ def _train_run(run: Run, train_set: Images, test_set: Images, drawn: Split, stor
             store.save_checkpoint(run, state(), history, made_with)
             last = time.monotonic()
 
-    history = train(model, train_set.images, targets, run.recipe, chosen=chosen, seed=seed, device=device, title=str(run),
-                    progress=progress, resume=found[:2] if found else None, checkpoint=checkpoint)
-    scored = Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "") if held else test_set
+    history = train(
+        model,
+        train_set.images,
+        targets,
+        run.recipe,
+        chosen=chosen,
+        seed=seed,
+        device=device,
+        title=str(run),
+        progress=progress,
+        resume=found[:2] if found else None,
+        checkpoint=checkpoint,
+    )
+    scored = (
+        Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "")
+        if held
+        else test_set
+    )
     size, seconds = min(run.recipe.batch_size, len(chosen)), sum(row["seconds"] for row in history)
     steps = len(history) * (len(chosen) // size)
-    result = facts | _scores(model, scored, bool(held), device) | {
-        "fit": history[-1]["accuracy"], "steps": steps, "seconds": earlier + time.perf_counter() - start,
-        "images_per_second": steps * size / seconds, "device": device_title(device), "title": train_set.title,
-        "classes": train_set.classes, "image_size": [*train_set.images.shape[2:]]}
+    result = (
+        facts
+        | _scores(model, scored, bool(held), device)
+        | {
+            "fit": history[-1]["accuracy"],
+            "steps": steps,
+            "seconds": earlier + time.perf_counter() - start,
+            "images_per_second": steps * size / seconds,
+            "device": device_title(device),
+            "title": train_set.title,
+            "classes": train_set.classes,
+            "image_size": [*train_set.images.shape[2:]],
+        }
+    )
     made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    said = {f.name: getattr(run, f.name) for f in fields(run)} | {"recipe": asdict(run.recipe),
-                                                                   "teachers": [teacher.key for teacher in run.teachers]}
+    said = {f.name: getattr(run, f.name) for f in fields(run)} | {
+        "recipe": asdict(run.recipe),
+        "teachers": [teacher.key for teacher in run.teachers],
+    }
     record = {"key": run.key, "run": said, "result": result, "made_with": made_with}
-    store.commit(run, record, history, {k: v.cpu().contiguous() for k, v in model.state_dict().items()})
+    store.commit(
+        run, record, history, {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+    )
 
 
 def _scores(model: nn.Module, scored: Images, held: bool, device: torch.device) -> dict[str, Any]:
-    """Accuracy, balanced accuracy (the mean recall of the classes that have an image) and confusion counts, true class by predicted."""
+    """Accuracy, balanced accuracy (the mean recall of the classes that have an image) and confusion
+    counts, true class by predicted.
+    """
     classes, guess = len(scored.classes), predict(model, scored.images, device=device).argmax(1)
-    counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(classes, classes)
+    counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(
+        classes, classes
+    )
     accuracy, of_class = 100 * int(counts.trace()) / len(guess), counts.sum(1)
     recall = counts.diag()[of_class > 0] / of_class[of_class > 0]
-    return {"accuracy": None if held else accuracy, "validation_accuracy": accuracy if held else None,
-            "balanced_accuracy": 100 * float(recall.mean()), "confusion": counts.tolist()}
+    return {
+        "accuracy": None if held else accuracy,
+        "validation_accuracy": accuracy if held else None,
+        "balanced_accuracy": 100 * float(recall.mean()),
+        "confusion": counts.tolist(),
+    }
 
 
 def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision"),
-            "numpy": np.__version__, "device": str(device), "threads": torch.get_num_threads(),
-            "precision": "bf16" if uses_bf16(run.recipe.precision, device) else "fp32", "git": git_revision()}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "numpy": np.__version__,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if uses_bf16(run.recipe.precision, device) else "fp32",
+        "git": git_revision(),
+    }
 
 
-@cache  # of the code that was imported, whatever is committed while it runs: run_all asks at its start
+# of the code that was imported, whatever is committed while it runs: run_all asks at its start
+@cache
 def git_revision() -> str | None:
-    """The revision of the code, marked "+" if files were changed since; None where git does not know this file.
+    """The revision of the code, marked "+" if files were changed since; None where git does not
+    know this file.
 
-    ``git describe --dirty`` would rewrite the index, and a commit made at the same moment would fail.
+    ``git describe --dirty`` would rewrite the index, and a commit made at the same moment would
+    fail.
     """
     git = ["git", "-C", os.fspath(Path(__file__).parent)]
     options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 10}
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **options)
-        revision = subprocess.run([*git, "describe", "--always", "--abbrev=12"], **options).stdout.strip()
-        changed = subprocess.run([*git, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"], **options).stdout
+        revision = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=12"], **options
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"],
+            **options,
+        ).stdout
         return f"{revision}+" if changed else revision
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Store | str | Path = "runs", *,
-            saved_split: Split | None = None, device: str | torch.device | None = None, workers: int = 1,
-            progress: bool = True) -> pd.DataFrame:
+def run_all(
+    runs: Sequence[Run],
+    train_set: Images,
+    test_set: Images,
+    store: Store | str | Path = "runs",
+    *,
+    saved_split: Split | None = None,
+    device: str | torch.device | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> pd.DataFrame:
     """Finish all runs, teachers first, and give a table with a row per run, in their order.
 
-    What the store holds is not trained again. A run that another process is training is left to it, and waited for.
-    workers: how many processes train at once; a script that asks for more than one must do so under
-    ``if __name__ == "__main__":``, since they are started by importing it. The images are then one copy for all in a temporary file,
-    the caller's tensors too: these no longer share memory with arrays that they were made of.
-    Raises ValueError, before anything is trained, for runs that these images cannot give.
+    What the store holds is not trained again. A run that another process is training is left to it,
+    and waited for. workers: how many processes train at once; a script that asks for more than one
+    must do so under ``if __name__ == "__main__":``, since they are started by importing it. The
+    images are then one copy for all in a temporary file, the caller's tensors too: these no longer
+    share memory with arrays that they were made of. Raises ValueError, before anything is trained,
+    for runs that these images cannot give.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers={workers!r} is not a whole number from 1.")
@@ -291,39 +448,70 @@ def run_all(runs: Sequence[Run], train_set: Images, test_set: Images, store: Sto
     bound, ordered, splits = prepare(runs, train_set, test_set, saved_split)
     records = {run.key: record for run in ordered if (record := store.find(run))}
     missing = [run for run in ordered if run.key not in records]
-    # The runs of a generation share the threads. Counted over all runs, not the missing ones: a run's threads, and with
+    # The runs of a generation share the threads. Counted over all runs, not the missing ones: a
+    # run's threads, and with
     # them its last bits, must not depend on what a killed call had finished.
     threads = torch.get_num_threads()
-    shares = {g: max(1, threads // min(workers, count)) for g, count in Counter(run.generation for run in ordered).items()}
+    shares = {
+        g: max(1, threads // min(workers, count))
+        for g, count in Counter(run.generation for run in ordered).items()
+    }
     abreast = max(Counter(run.generation for run in missing).values(), default=0)
     arguments = (train_set, test_set, splits, shares, store, device)
     try:
         others = min(workers, abreast) - 1
-        with helpers(others, _finish, missing, records, *arguments, False) if others > 0 else nullcontext():
+        with (
+            helpers(others, _finish, missing, records, *arguments, False)
+            if others > 0
+            else nullcontext()
+        ):
             _finish(missing, records, *arguments, progress)
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame([_row(run, records[run.key]["result"]) for run in bound])
 
 
-def run_variants(variants: Mapping[str, Run], seeds: Sequence[int] | Mapping[str, Sequence[int]], train_set: Images,
-                 test_set: Images, store: Store | str | Path = "runs", **options: Any) -> pd.DataFrame:
-    """Finish each variant with each seed, by :func:`run_all` and its options; its table with a first column ``variant``.
+def run_variants(
+    variants: Mapping[str, Run],
+    seeds: Sequence[int] | Mapping[str, Sequence[int]],
+    train_set: Images,
+    test_set: Images,
+    store: Store | str | Path = "runs",
+    **options: Any,
+) -> pd.DataFrame:
+    """Finish each variant with each seed, by :func:`run_all` and its options; its table with a
+    first column ``variant``.
 
-    seeds: for all variants, or by variant. A variant's Run, and its teachers, take the seed in place of their own.
+    seeds: for all variants, or by variant. A variant's Run, and its teachers, take the seed in
+    place of their own.
     """
     by_variant = seeds if isinstance(seeds, Mapping) else dict.fromkeys(variants, seeds)
-    runs = [(name, run.throughout(seed=seed)) for name, run in variants.items() for seed in by_variant[name]]
+    runs = [
+        (name, run.throughout(seed=seed))
+        for name, run in variants.items()
+        for seed in by_variant[name]
+    ]
     table = run_all([run for _, run in runs], train_set, test_set, store, **options)
     table.insert(0, "variant", [name for name, _ in runs])
     return table
 
 
-def _finish(runs: Sequence[Run], records: dict[str, dict[str, Any]], train_set: Images, test_set: Images,
-            splits: dict[tuple[int, int], Split], shares: dict[int, int], store: Store, device: torch.device, progress: bool) -> None:
-    """Train each of ``runs`` unless another process does or did, until ``records``, by key, holds them all.
+def _finish(
+    runs: Sequence[Run],
+    records: dict[str, dict[str, Any]],
+    train_set: Images,
+    test_set: Images,
+    splits: dict[tuple[int, int], Split],
+    shares: dict[int, int],
+    store: Store,
+    device: torch.device,
+    progress: bool,
+) -> None:
+    """Train each of ``runs`` unless another process does or did, until ``records``, by key, holds
+    them all.
 
-    runs: teachers before their students. records: those of finished runs. shares: threads by generation.
+    runs: teachers before their students. records: those of finished runs. shares: threads by
+    generation.
     """
     waiting = list(runs)
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=not (progress and runs)) as bar:
@@ -336,49 +524,95 @@ def _finish(runs: Sequence[Run], records: dict[str, dict[str, Any]], train_set: 
                             bar.set_postfix_str("")
                             store.set_aside(run)
                             torch.set_num_threads(shares[run.generation])
-                            _train_run(run, train_set, test_set, splits[run.labels, run.seed], store, device, progress)
+                            _train_run(
+                                run,
+                                train_set,
+                                test_set,
+                                splits[run.labels, run.seed],
+                                store,
+                                device,
+                                progress,
+                            )
                             record = store.find(run)
                 if record is not None:
                     records[run.key] = record
                     waiting.remove(run)
                     bar.update()
-                    break  # the first runs again: one that failed in another process must not wait for the last
+                    # the first runs again: one that failed in another process must not wait for the
+                    # last
+                    break
             else:
                 bar.set_postfix_str("waiting for other processes")  # they train all that is left
                 time.sleep(0.5)
 
 
-def prepare(runs: Sequence[Run], train_set: Images, test_set: Images,
-            saved_split: Split | None = None) -> tuple[list[Run], list[Run], dict[tuple[int, int], Split]]:
-    """(the runs bound to these images; with their teachers, teachers first; splits by number of labels and seed).
+def prepare(
+    runs: Sequence[Run], train_set: Images, test_set: Images, saved_split: Split | None = None
+) -> tuple[list[Run], list[Run], dict[tuple[int, int], Split]]:
+    """(the runs bound to these images; with their teachers, teachers first; splits by number of
+    labels and seed).
 
-    Raises ValueError, or TypeError for images that are not uint8, for a run that these images cannot give.
+    Raises ValueError, or TypeError for images that are not uint8, for a run that these images
+    cannot give.
     """
     check_images(test_set.images)
     check_test_set(train_set, test_set)
     if len(train_set.classes) < 2:
-        raise ValueError(f"{train_set.title} has the single class {''.join(train_set.classes)}: a classifier needs two or more.")
-    bound = [run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "") for run in runs]
+        raise ValueError(
+            f"{train_set.title} has the single class {''.join(train_set.classes)}: a classifier "
+            "needs two or more."
+        )
+    bound = [
+        run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "")
+        for run in runs
+    ]
     ordered = teachers_first(bound)
     wanted = {(run.labels, run.seed) for run in ordered}
-    splits = {w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w) for w in wanted}
+    splits = {
+        w: saved_split.resize(train_set, w[0]) if saved_split else split(train_set, *w)
+        for w in wanted
+    }
     for run in ordered:
         check_crop(run.recipe.crop, train_set.images, f"{run}: ")
         if run.teachers and not len(splits[run.labels, run.seed].unlabeled):
-            raise ValueError(f"all {len(train_set):,} images are labelled, none is left for a student to learn from: lower labels.")
+            raise ValueError(
+                f"all {len(train_set):,} images are labelled, none is left for a student to learn "
+                "from: lower labels."
+            )
         held = round(run.holdout * run.labels)
         if run.holdout and (held < 1 or run.labels - held < len(train_set.classes)):
-            raise ValueError(f"holdout={run.holdout:g} of {run.labels} labels leaves {run.labels - held} to learn {len(train_set.classes)} "
-                             f"classes from and {held} to validate on: raise labels, or leave the grid out.")
+            raise ValueError(
+                f"holdout={run.holdout:g} of {run.labels} labels leaves {run.labels - held} to "
+                f"learn {len(train_set.classes)} "
+                f"classes from and {held} to validate on: raise labels, or leave the grid out."
+            )
     return bound, ordered, splits
 
 
 def _row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    scores = ("accuracy", "validation_accuracy", "balanced_accuracy", "pseudo_accuracy", "kept", "fit", "steps", "seconds",
-              "images_per_second")
-    return {"model": run.model, "teacher": " and ".join(dict.fromkeys(teacher.model for teacher in run.teachers)),
-            "teachers": len(run.teachers), "generation": run.generation, "labels": run.labels, **asdict(run.recipe),
-            **{name: getattr(run, name) for name in (*STUDENT_OPTIONS, "member", "seed")},
-            "pseudo": run.pseudo if run.teachers else "none",
-            "device": result["device"], "title": result["title"], "data": run.data,
-            **{name: float("nan") if result[name] is None else result[name] for name in scores}, "key": run.key}
+    scores = (
+        "accuracy",
+        "validation_accuracy",
+        "balanced_accuracy",
+        "pseudo_accuracy",
+        "kept",
+        "fit",
+        "steps",
+        "seconds",
+        "images_per_second",
+    )
+    return {
+        "model": run.model,
+        "teacher": " and ".join(dict.fromkeys(teacher.model for teacher in run.teachers)),
+        "teachers": len(run.teachers),
+        "generation": run.generation,
+        "labels": run.labels,
+        **asdict(run.recipe),
+        **{name: getattr(run, name) for name in (*STUDENT_OPTIONS, "member", "seed")},
+        "pseudo": run.pseudo if run.teachers else "none",
+        "device": result["device"],
+        "title": result["title"],
+        "data": run.data,
+        **{name: float("nan") if result[name] is None else result[name] for name in scores},
+        "key": run.key,
+    }

@@ -52,8 +52,11 @@ class Study:
         for name in self.runs:
             if not name or name != " ".join(re.sub(r"[{}|]", " ", name).split()):
                 raise ValueError(f"{said}the variant {name!r} has a brace, a bar or spare space.")
-        used = {"SEEDS": self.seeds, "BASELINE": [*self.baseline, *self.baseline.values()],
-                "CURVE": self.curve.values()}
+        used = {
+            "SEEDS": self.seeds,
+            "BASELINE": [*self.baseline, *self.baseline.values()],
+            "CURVE": self.curve.values(),
+        }
         for where, names in used.items():
             for name in names:
                 check_name(f"variant in {where} of the study {self.name}", name, self.runs)
@@ -78,8 +81,12 @@ class Study:
         for name in rows.variant.unique():
             check_name(f"variant in {path.name}", name, self.runs)
         place = {name: i for i, name in enumerate(self.runs)}
-        return rows.assign(place=rows.variant.map(place)).sort_values(["place", "seed"]).drop(
-            columns="place").reset_index(drop=True)
+        return (
+            rows.assign(place=rows.variant.map(place))
+            .sort_values(["place", "seed"])
+            .drop(columns="place")
+            .reset_index(drop=True)
+        )
 
 
 def study_names(root: Path = ROOT) -> list[str]:
@@ -108,11 +115,21 @@ def load_study(name: str | Path, root: Path = ROOT) -> Study:
     if not isinstance(baseline, Mapping):
         check_name(f"variant in BASELINE of the study {path.stem}", baseline, runs)
         baseline = {variant: baseline for variant in runs if variant != baseline}
-    more: dict[str, Any] = {low: getattr(module, low.upper()) for low in ("data", "curve")
-                            if hasattr(module, low.upper())}
-    return Study(path.stem, " ".join((module.__doc__ or "").split()), runs,
-                 {variant: tuple(s) for variant, s in seeds.items()}, dict(baseline),
-                 module.FIGURE, " ".join(module.ANSWER.split()), **more)
+    more: dict[str, Any] = {
+        low: getattr(module, low.upper())
+        for low in ("data", "curve")
+        if hasattr(module, low.upper())
+    }
+    return Study(
+        path.stem,
+        " ".join((module.__doc__ or "").split()),
+        runs,
+        {variant: tuple(s) for variant, s in seeds.items()},
+        dict(baseline),
+        module.FIGURE,
+        " ".join(module.ANSWER.split()),
+        **more,
+    )
 
 
 def _module(path: Path) -> ModuleType:
@@ -145,22 +162,31 @@ def runs_of(study: Study, data: str) -> dict[tuple[str, int], Run]:
 
 
 def train_study(
-    study: Study, train_set: Images, test_set: Images, store: Store, root: Path = ROOT, **options: Any
+    study: Study,
+    train_set: Images,
+    test_set: Images,
+    store: Store,
+    root: Path = ROOT,
+    **options: Any,
 ) -> pd.DataFrame:
     """Train what the study's rows lack, write results/<name>.csv, and give all rows.
 
-    A row of a variant that was changed since is replaced, and one of another seed left out. options: those of run_all.
-    Raises ValueError where there are rows of other images.
+    A row of a variant that was changed since is replaced, and one of another seed left out.
+    options: those of run_all. Raises ValueError where there are rows of other images.
     """
     data, rows = data_key(train_set, test_set), study.rows(root)
     if others := sorted(set(rows.data) - {data}):
-        raise ValueError(f"the rows of the study {study.name} are of the data {others[0]}, not {data}: "
-                         "give it the images that it was made with.")
+        raise ValueError(
+            f"the rows of the study {study.name} are of the data {others[0]}, not {data}: "
+            "give it the images that it was made with."
+        )
     wanted = runs_of(study, data)
     keys = {(*at, run.key): run for at, run in wanted.items()}
     there = list(zip(rows.variant, rows.seed, rows.key, strict=True))
     rows = rows[[found in keys for found in there]]
-    missing = {(v, seed): run for (v, seed, key), run in keys.items() if (v, seed, key) not in there}
+    missing = {
+        (v, seed): run for (v, seed, key), run in keys.items() if (v, seed, key) not in there
+    }
     if missing:
         check_writable(root / "results")
         table = run_all(list(missing.values()), train_set, test_set, store, **options)
@@ -171,7 +197,12 @@ def train_study(
 
 
 def verify(
-    study: Study, train_set: Images, test_set: Images, store: Store, count: int = 2, root: Path = ROOT,
+    study: Study,
+    train_set: Images,
+    test_set: Images,
+    store: Store,
+    count: int = 2,
+    root: Path = ROOT,
     **options: Any,
 ) -> pd.DataFrame:
     """Train the ``count`` cheapest rows again: columns variant, seed, rows, again, difference.

@@ -1,4 +1,6 @@
-"""Several runs at once on one machine: helper processes that work through the same list of runs on the same store."""
+"""Several runs at once on one machine: helper processes that work through the same list of runs on
+the same store.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,31 @@ PREFIX = "noisy_student-"  # of the temporary folders
 
 
 def default_workers(device: torch.device) -> int:
-    """One a thread on a CPU, at most 4; one on a GPU. `make bench` measures what that is worth on a CPU (rows "4 runs")."""
+    """One a thread on a CPU, at most 4; one on a GPU. `make bench` measures what that is worth on a
+    CPU (rows "4 runs").
+    """
     return min(4, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
 @contextmanager
 def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iterator[None]:
     """While the block lasts, ``count`` processes run ``task(*arguments)``."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's thread pool in an unusable state
+    # a fork would copy torch's thread pool in an unusable state
+    context = multiprocessing.get_context("spawn")
     with _shared_folder() as folder:
-        processes = [context.Process(target=_help, args=(folder,), daemon=True) for _ in range(count)]
-        resource_tracker.ensure_running()  # Python's own process, which, started later, may lift the block
+        processes = [
+            context.Process(target=_help, args=(folder,), daemon=True) for _ in range(count)
+        ]
+        # Python's own process, which, started later, may lift the block
+        resource_tracker.ensure_running()
         try:
-            # Inherited: Ctrl-C, the end of a batch job and a closed terminal are sent to all processes at once, but the caller ends the
-            # helpers, and each of them sees to the folder if the caller dies: they are there before the first image is written.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+            # Inherited: Ctrl-C, the end of a batch job and a closed terminal are sent to all
+            # processes at once, but the caller ends the
+            # helpers, and each of them sees to the folder if the caller dies: they are there before
+            # the first image is written.
+            before = signal.pthread_sigmask(
+                signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+            )
             try:
                 for process in processes:
                     process.start()
@@ -51,7 +63,8 @@ def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iter
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             content = io.BytesIO()
             _Pickler(content, folder).dump((task, arguments))
-            # Through the pipe, as a process's argument, it would have to wait for each helper: on two cores 1.9 s for one, 5.7 s for three.
+            # Through the pipe, as a process's argument, it would have to wait for each helper: on
+            # two cores 1.9 s for one, 5.7 s for three.
             write_whole(Path(folder) / "task", content.getbuffer())
             yield
         finally:
@@ -64,11 +77,13 @@ def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iter
 
 @contextmanager
 def _shared_folder() -> Iterator[str]:
-    """A temporary folder, only this user's, that the next call removes if this process dies: its lock, which the system then frees, lies
-    beside it."""
+    """A temporary folder, only this user's, that the next call removes if this process dies: its
+    lock, which the system then frees, lies beside it.
+    """
     base = Path(tempfile.gettempdir())
     for path in base.glob(f"{PREFIX}*.lock"):
-        with suppress(OSError, Timeout), FileLock(path, timeout=0):  # another user's, or of a living process: not ours to remove
+        # another user's, or of a living process: not ours to remove
+        with suppress(OSError, Timeout), FileLock(path, timeout=0):
             _remove(path.with_suffix(""))
     folder = base / f"{PREFIX}{uuid4().hex}"
     with FileLock(f"{folder}.lock"):
@@ -85,8 +100,10 @@ def _remove(folder: Path) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes large tensors to files, which all helpers, and the caller from now on, map into memory: one copy for all (torch's own
-    way of sharing needs /dev/shm, which containers keep small)."""
+    """Writes large tensors to files, which all helpers, and the caller from now on, map into
+    memory: one copy for all (torch's own way of sharing needs /dev/shm, which containers keep
+    small).
+    """
 
     def __init__(self, stream: io.BytesIO, folder: str) -> None:
         super().__init__(stream)
@@ -98,7 +115,8 @@ class _Pickler(pickle.Pickler):
         path = self.folder / str(len(list(self.folder.iterdir())))
         write_whole(path, value.contiguous().view(-1).view(torch.uint8).numpy().data)
         found = str(path), value.dtype, tuple(value.shape)
-        value.data = _mapped(*found)  # the same values: the caller's own copy, 184 MB of CIFAR-10, is given back
+        # the same values: the caller's own copy, 184 MB of CIFAR-10, is given back
+        value.data = _mapped(*found)
         return found
 
 
@@ -113,13 +131,16 @@ class _Unpickler(pickle.Unpickler):
 
 def _help(folder: str) -> None:
     threading.Thread(target=_end_with_the_caller, args=(folder,), daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its usual lock is a semaphore, which Python would report as leaked when the helper is ended
-    while not (Path(folder) / "task").exists():  # the caller writes the images first, and ends its helpers if it cannot
+    # its usual lock is a semaphore, which Python would report as leaked when the helper is ended
+    tqdm.set_lock(threading.RLock())
+    # the caller writes the images first, and ends its helpers if it cannot
+    while not (Path(folder) / "task").exists():
         time.sleep(0.02)
     try:
         with (Path(folder) / "task").open("rb") as file:
             task, arguments = _Unpickler(file).load()
-    except (OSError, RuntimeError):  # torch's is the second, where the caller has died and the folder is already removed
+    # torch's is the second, where the caller has died and the folder is already removed
+    except (OSError, RuntimeError):
         if Path(folder).exists():
             raise
         os._exit(1)

@@ -18,7 +18,12 @@ def tiny() -> tuple[Images, Images]:
     def part(count: int) -> Images:
         labels = torch.arange(count) % 2
         noise = torch.randint(0, 100, (count, 3, 16, 16), generator=generator)
-        return Images((noise + 150 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, ("dark", "light"), "tiny")
+        return Images(
+            (noise + 150 * labels.view(-1, 1, 1, 1)).to(torch.uint8),
+            labels,
+            ("dark", "light"),
+            "tiny",
+        )
 
     return part(60), part(20)
 
@@ -40,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def evil(tmp_path: Path) -> Iterator[bytes]:
     """A pickle that leaves a file when it is loaded; fails the test that has loaded it."""
+
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "pwned",)

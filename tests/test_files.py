@@ -15,11 +15,20 @@ from noisy_student.files import TYPES, load_tensors, out_of_memory_said, save_te
 
 def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     """For real: files may not grow beyond 1,000 bytes."""
-    script = ("import resource, sys; from pathlib import Path; from noisy_student.files import write_whole\n"
-              "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_whole(Path(sys.argv[1]), bytes(5000))")
+    script = (
+        "import resource, sys; from pathlib import Path; from noisy_student.files import "
+        "write_whole\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_whole(Path(sys.argv[1]), "
+        "bytes(5000))"
+    )
     write_whole(tmp_path / "a", b"before")
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True)
-    assert f"{tmp_path / 'a'} could not be written (File too large): 5,000 bytes are needed there" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True
+    )
+    assert (
+        f"{tmp_path / 'a'} could not be written (File too large): 5,000 bytes are needed there"
+        in done.stderr
+    )
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"before"]
 
 
@@ -30,7 +39,10 @@ def test_failed_write_says_why_where_nothing_can_be_removed_either(tmp_path: Pat
 
 def test_failed_write_does_not_ask_for_space_where_that_is_not_missing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for path, reason in (tmp_path / "file" / "a", "(Not a directory|File exists)"), (tmp_path, "Is a directory"):
+    for path, reason in (
+        (tmp_path / "file" / "a", "(Not a directory|File exists)"),
+        (tmp_path, "Is a directory"),
+    ):
         with pytest.raises(OSError, match=rf"{path} could not be written \({reason}\)$"):
             write_whole(path, b"x")
 
@@ -40,7 +52,9 @@ def test_name_that_is_no_pattern(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a**b"]
 
 
-def test_figure_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figure_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
@@ -67,7 +81,9 @@ def test_link_in_place_of_a_file_is_replaced_not_followed(tmp_path: Path) -> Non
 
 
 def test_two_containers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two containers on one folder: the second writes the same file, whole, while the first is about to rename its own."""
+    """Two containers on one folder: the second writes the same file, whole, while the first is
+    about to rename its own.
+    """
     real = Path.replace
 
     def meanwhile(self: Path, target: Path) -> Path:
@@ -77,14 +93,20 @@ def test_two_containers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "replace", meanwhile)
     write_whole(tmp_path / "a", b"first")
-    assert (tmp_path / "a").read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == [
+        "a"
+    ]
 
 
 def test_processes_may_write_the_same_tables(tmp_path: Path) -> None:
-    script = ("import sys, pandas as pd; from pathlib import Path; from noisy_student.report import write_tables\n"
-              "class Store:\n    def history(self, *keys): return pd.DataFrame({'key': keys, 'epoch': 1})\n"
-              "table = pd.DataFrame({'key': [str(i) for i in range(200)], 'x': 1.0})\n"
-              "for _ in range(60): write_tables(table, Store(), Path(sys.argv[1]))\n")
+    script = (
+        "import sys, pandas as pd; from pathlib import Path; from noisy_student.report import "
+        "write_tables\n"
+        "class Store:\n    def history(self, *keys): return pd.DataFrame({'key': keys, 'epoch': "
+        "1})\n"
+        "table = pd.DataFrame({'key': [str(i) for i in range(200)], 'x': 1.0})\n"
+        "for _ in range(60): write_tables(table, Store(), Path(sys.argv[1]))\n"
+    )
     writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
     assert [w.wait() for w in writers] == [0] * 3
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 200
@@ -99,10 +121,18 @@ def test_tensors_are_safetensors(tmp_path: Path) -> None:
     for found, name in ((tensors, "a"), ({}, "b")):
         save_tensors(tmp_path / name, found, {"said": "it"})
         read = load_file(tmp_path / name)
-        assert read.keys() == found.keys() and all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in found.items())
+        assert read.keys() == found.keys() and all(
+            torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in found.items()
+        )
         again = load_tensors(tmp_path / name)
-        assert again is not None and again[1] == {"said": "it"} and all(torch.equal(again[0][k], v) for k, v in found.items())
-    with pytest.raises(ValueError, match=r"x is of torch\.complex64, which is none of torch\.float64"):
+        assert (
+            again is not None
+            and again[1] == {"said": "it"}
+            and all(torch.equal(again[0][k], v) for k, v in found.items())
+        )
+    with pytest.raises(
+        ValueError, match=r"x is of torch\.complex64, which is none of torch\.float64"
+    ):
         save_tensors(tmp_path / "c", {"x": torch.zeros(1, dtype=torch.complex64)}, {})
 
 
@@ -117,16 +147,35 @@ def test_what_is_changed_in_mapped_tensors_does_not_reach_the_file(tmp_path: Pat
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_tensors_are_written_without_a_copy(tmp_path: Path) -> None:
-    script = ("import sys, torch; from pathlib import Path; from noisy_student.files import save_tensors\n"
-              "def anonymous(word): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(word))\n"
-              "x = torch.ones(300_000_000, dtype=torch.uint8); Path('/proc/self/clear_refs').write_text('5')\n"
-              "before = anonymous('VmHWM'); save_tensors(Path(sys.argv[1]), {'x': x}, {}); print(anonymous('VmHWM') - before)")
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, torch; from pathlib import Path; from noisy_student.files import "
+        "save_tensors\n"
+        "def anonymous(word): return next(int(l.split()[1]) for l in open('/proc/self/status') if "
+        "l.startswith(word))\n"
+        "x = torch.ones(300_000_000, dtype=torch.uint8); "
+        "Path('/proc/self/clear_refs').write_text('5')\n"
+        "before = anonymous('VmHWM'); save_tensors(Path(sys.argv[1]), {'x': x}, {}); "
+        "print(anonymous('VmHWM') - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert int(done.stdout) < 50_000, "kilobytes"
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"),
-                                   RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
 def test_out_of_memory_is_one_sentence(error: Exception) -> None:
     said = r"^the images do not fit into memory: give fewer\.$"
     with pytest.raises(MemoryError, match=said), out_of_memory_said("the images", "give fewer"):

@@ -41,12 +41,17 @@ def test_formats(folder: Path, tmp_path: Path, extension: str) -> None:
     image = picture(3)
     options = {"lossless": True} if extension == "webp" else {}
     image.save(folder / "train" / "cat" / f"a.{extension}", **options)
-    pixels = load(folder, tmp_path / "root")[0].images[6].permute(1, 2, 0).numpy()  # "a" comes after the digits
-    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < (30 if extension == "gif" else 1e-9)
+    # "a" comes after the digits
+    pixels = load(folder, tmp_path / "root")[0].images[6].permute(1, 2, 0).numpy()
+    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < (
+        30 if extension == "gif" else 1e-9
+    )
 
 
 def test_jpeg(folder: Path, tmp_path: Path) -> None:
-    smooth = Image.fromarray(np.linspace(0, 255, 8 * 8 * 3).reshape(8, 8, 3).astype(np.uint8)).resize((32, 32))
+    smooth = Image.fromarray(
+        np.linspace(0, 255, 8 * 8 * 3).reshape(8, 8, 3).astype(np.uint8)
+    ).resize((32, 32))
     smooth.save(folder / "train" / "cat" / "a.jpg", quality=95)
     pixels = load(folder, tmp_path / "root")[0].images[6].permute(1, 2, 0).numpy()
     assert np.abs(pixels.astype(int) - np.asarray(smooth)).mean() < 3
@@ -56,9 +61,13 @@ def test_modes(folder: Path, tmp_path: Path) -> None:
     """Grey, 1-bit, palette, alpha, CMYK and 16-bit pictures show what they showed."""
     grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     made = {
-        "L": Image.fromarray(grey), "1": Image.fromarray(grey > 127), "P": Image.fromarray(grey).convert("P"),
-        "LA": Image.fromarray(grey).convert("LA"), "RGBA": Image.fromarray(grey).convert("RGBA"),
-        "CMYK": Image.fromarray(grey).convert("CMYK"), "16": Image.fromarray(grey.astype(np.uint16) * 257),
+        "L": Image.fromarray(grey),
+        "1": Image.fromarray(grey > 127),
+        "P": Image.fromarray(grey).convert("P"),
+        "LA": Image.fromarray(grey).convert("LA"),
+        "RGBA": Image.fromarray(grey).convert("RGBA"),
+        "CMYK": Image.fromarray(grey).convert("CMYK"),
+        "16": Image.fromarray(grey.astype(np.uint16) * 257),
     }
     for name, image in made.items():
         image.save(folder / "train" / "cat" / f"m{name}.{'tiff' if name == 'CMYK' else 'png'}")
@@ -75,10 +84,16 @@ def test_16_bit_pgm(tmp_path: Path) -> None:
     assert np.array_equal(pixels.numpy(), np.broadcast_to(grey, (3, 32, 32)))
 
 
-def test_a_format_that_a_plugin_adds_later_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_that_a_plugin_adds_later_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("ID", "OPEN"):  # as pillow_heif does for the pictures of iPhones
         monkeypatch.setattr(Image, name, type(getattr(Image, name))(getattr(Image, name)))
-    Image.register_open("NEW", lambda fp, _: PngImagePlugin.PngImageFile(io.BytesIO(fp.read()[3:])), lambda start: start.startswith(b"NEW"))
+    Image.register_open(
+        "NEW",
+        lambda fp, _: PngImagePlugin.PngImageFile(io.BytesIO(fp.read()[3:])),
+        lambda start: start.startswith(b"NEW"),
+    )
     picture(4).save(tmp_path / "a.png")
     (tmp_path / "a.new").write_bytes(b"NEW" + (tmp_path / "a.png").read_bytes())
     assert torch.equal(*load_pictures([tmp_path / "a.png", tmp_path / "a.new"]))
@@ -105,17 +120,24 @@ def test_exif_orientation(folder: Path, tmp_path: Path) -> None:
 def test_without_test_folder_a_fifth_is_held_out(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "test")
     train, test = load(folder, tmp_path / "root", test_fraction=0.34)
-    assert torch.bincount(test.labels).tolist() == [2, 2] and torch.bincount(train.labels).tolist() == [4, 4]
+    assert torch.bincount(test.labels).tolist() == [2, 2] and torch.bincount(
+        train.labels
+    ).tolist() == [4, 4]
     again = load(folder, tmp_path / "root", test_fraction=0.34)[1]
     assert again.fingerprint == test.fingerprint
 
 
-def test_cached_and_decoded_again_when_it_changed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_and_decoded_again_when_it_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load(folder, tmp_path / "root")
     with monkeypatch.context() as patch:
         patch.setattr(folders, "_decode_into", lambda *a: pytest.fail("decoded again"))
         assert load(folder, tmp_path / "root")[0].fingerprint == first[0].fingerprint
-    for module, name, value in ((folders, "DECODER", folders.DECODER + 1), (PIL, "__version__", "0")):
+    for module, name, value in (
+        (folders, "DECODER", folders.DECODER + 1),
+        (PIL, "__version__", "0"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
             patch.setattr(folders, "_decode_into", lambda *a: "decoded again")
@@ -144,13 +166,18 @@ def test_damaged_cache_is_made_again(folder: Path, tmp_path: Path, seed: int, ev
 
 
 @pytest.mark.parametrize("change", [(b'"I64"', b'"F64"'), (b'"U8"', b'"I8"')])
-def test_cache_of_another_type_is_made_again(folder: Path, tmp_path: Path, change: tuple[bytes, bytes]) -> None:
+def test_cache_of_another_type_is_made_again(
+    folder: Path, tmp_path: Path, change: tuple[bytes, bytes]
+) -> None:
     first = load(folder, tmp_path / "root")[0]
     (cache,) = (tmp_path / "root" / "cache").iterdir()
     assert change[0] in cache.read_bytes()
     cache.write_bytes(cache.read_bytes().replace(*change))
     found = load(folder, tmp_path / "root")[0]
-    assert found.fingerprint == first.fingerprint and (found.images.dtype, found.labels.dtype) == (torch.uint8, torch.int64)
+    assert found.fingerprint == first.fingerprint and (found.images.dtype, found.labels.dtype) == (
+        torch.uint8,
+        torch.int64,
+    )
 
 
 def test_same_name_size_and_time_is_not_the_same_picture(folder: Path, tmp_path: Path) -> None:
@@ -166,7 +193,7 @@ def test_same_name_size_and_time_is_not_the_same_picture(folder: Path, tmp_path:
     assert load(other, tmp_path / "root")[0].fingerprint == first
 
 
-# ------------------------------------------------------------------------------------------------------------ archives
+# ----------------------------------------------------------------------------------------- archives
 
 
 SUFFIXES = [".zip", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2"]
@@ -195,11 +222,15 @@ def test_archive_is_the_folder(folder: Path, tmp_path: Path, suffix: str, inside
     assert found[0].name == "photos"
 
 
-def test_cached_archive_is_not_unpacked_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_archive_is_not_unpacked_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = pack(folder, tmp_path / "photos.tar.xz")
     first = load(archive, tmp_path / "root")
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("unpacked again"))
-    assert [part.fingerprint for part in load(archive, tmp_path / "root")] == [part.fingerprint for part in first]
+    assert [part.fingerprint for part in load(archive, tmp_path / "root")] == [
+        part.fingerprint for part in first
+    ]
 
 
 def check_damaged_archive(archive: Path, content: bytes, root: Path, expected: list[str]) -> bool:
@@ -215,25 +246,42 @@ def check_damaged_archive(archive: Path, content: bytes, root: Path, expected: l
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_archive_cut_or_zeroed_anywhere_loses_no_image(folder: Path, tmp_path: Path, suffix: str) -> None:
+def test_archive_cut_or_zeroed_anywhere_loses_no_image(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
     archive = pack(folder, tmp_path / f"photos{suffix}")
-    expected, content = [part.fingerprint for part in load(archive, tmp_path / "root")], archive.read_bytes()
+    expected, content = (
+        [part.fingerprint for part in load(archive, tmp_path / "root")],
+        archive.read_bytes(),
+    )
     refused = 0
     for place in range(0, len(content), 1024 if suffix == ".tar" else 701):
         refused += check_damaged_archive(archive, content[:place], tmp_path / "root", expected)
-        refused += check_damaged_archive(archive, content[:place] + bytes(512) + content[place + 512 :], tmp_path / "root", expected)
+        refused += check_damaged_archive(
+            archive,
+            content[:place] + bytes(512) + content[place + 512 :],
+            tmp_path / "root",
+            expected,
+        )
     assert refused > 20
 
 
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s != ".tar"])
-def test_altered_archive_of_pictures_without_checksums(folder: Path, tmp_path: Path, suffix: str) -> None:
-    """A PNG has checksums of its own, a BMP has none: here the archive's must tell. (A plain .tar has none either.)"""
+def test_altered_archive_of_pictures_without_checksums(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    """A PNG has checksums of its own, a BMP has none: here the archive's must tell. (A plain .tar
+    has none either.)
+    """
     for png in list(folder.rglob("*.png")):
         with Image.open(png) as image:
             image.save(png.with_suffix(".bmp"))
         png.unlink()
     archive = pack(folder, tmp_path / f"photos{suffix}")
-    expected, content = [part.fingerprint for part in load(archive, tmp_path / "root")], archive.read_bytes()
+    expected, content = (
+        [part.fingerprint for part in load(archive, tmp_path / "root")],
+        archive.read_bytes(),
+    )
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(30):
@@ -257,18 +305,28 @@ def test_hard_link_out_of_an_archive_is_refused(folder: Path, tmp_path: Path, ta
         load(tmp_path / "photos.tar", tmp_path / "root")
 
 
-def test_hard_links_count_towards_the_limit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hard_links_count_towards_the_limit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tarfile.open(pack(folder, tmp_path / "photos.tar"), "a") as tar:
         for _ in range(100):
             tar.addfile(linked(tarfile.LNKTYPE, "train/cat/0.png"))
-    monkeypatch.setattr(folders, "MAX_ARCHIVE_BYTES", 10 * sum(path.stat().st_size for path in folder.rglob("*.png")) // 5)
+    monkeypatch.setattr(
+        folders,
+        "MAX_ARCHIVE_BYTES",
+        10 * sum(path.stat().st_size for path in folder.rglob("*.png")) // 5,
+    )
     with pytest.raises(OSError, match="unpacks to more than"):
         load(tmp_path / "photos.tar", tmp_path / "root")
 
 
-@pytest.mark.parametrize("name", ["../../escaped.png", "train/../../../escaped.png", "/tmp/noisy-student-escaped.png"])
+@pytest.mark.parametrize(
+    "name", ["../../escaped.png", "train/../../../escaped.png", "/tmp/noisy-student-escaped.png"]
+)
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
-def test_hostile_members_write_nothing_outside(folder: Path, tmp_path: Path, name: str, suffix: str) -> None:
+def test_hostile_members_write_nothing_outside(
+    folder: Path, tmp_path: Path, name: str, suffix: str
+) -> None:
     content = io.BytesIO()
     picture(0).save(content, "png")
     archive = pack(folder, tmp_path / f"photos{suffix}")
@@ -289,24 +347,37 @@ def test_hostile_members_write_nothing_outside(folder: Path, tmp_path: Path, nam
     except ValueError as error:
         assert "train" in name and "lies in no class's folder" in str(error)
     assert all(p.is_relative_to(tmp_path / "root") for p in {*tmp_path.rglob("*")} - before)
-    outside = [*tmp_path.parent.glob("escaped.png"), *tmp_path.parent.parent.glob("escaped.png"), Path("/tmp/noisy-student-escaped.png")]
+    outside = [
+        *tmp_path.parent.glob("escaped.png"),
+        *tmp_path.parent.parent.glob("escaped.png"),
+        Path("/tmp/noisy-student-escaped.png"),
+    ]
     assert not any(path.exists() for path in outside)
 
 
-def test_postscript_is_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postscript_is_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture(0).save(folder / "train" / "cat" / "0.png", "EPS")
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was run"))
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was run")
+    )
     with pytest.raises(OSError, match=r"cannot be read: train/cat/0\.png"):
         load(folder, tmp_path / "root")
 
 
-def test_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_link_out_of_the_folder_is_not_followed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture(0).save(tmp_path / "secret.png")
     (folder / "train" / "cat" / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "unlabeled").symlink_to(folder / "test")
     for _ in range(2):  # said each time, the images cached or not
         assert len(load(folder, tmp_path / "root")[0]) == 12
-        assert "not used: 2 links to folders, or out of it, train/cat/link.png first" in capsys.readouterr().out
+        assert (
+            "not used: 2 links to folders, or out of it, train/cat/link.png first"
+            in capsys.readouterr().out
+        )
 
 
 def test_hard_links_in_an_archive_are_pictures(folder: Path, tmp_path: Path) -> None:
@@ -319,21 +390,31 @@ def test_one_name_in_two_unicode_forms_is_one_class(folder: Path, tmp_path: Path
     for part, form in {"train": "NFD", "test": "NFC"}.items():
         (folder / part / "cat").rename(folder / part / unicodedata.normalize(form, "고양이"))
     train, test = load(folder, tmp_path / "root")
-    assert train.classes == ("dog", unicodedata.normalize("NFC", "고양이")) and (len(train), len(test)) == (12, 6)
+    assert train.classes == ("dog", unicodedata.normalize("NFC", "고양이")) and (
+        len(train),
+        len(test),
+    ) == (12, 6)
 
 
-@pytest.mark.parametrize("encoding, name", [("utf-8", "고양이"), ("euc_kr", "고양이"), ("cp437", "pâté")])
-def test_class_name_in_a_zip_that_does_not_say_how_it_is_written(folder: Path, tmp_path: Path, encoding: str, name: str) -> None:
+@pytest.mark.parametrize(
+    "encoding, name", [("utf-8", "고양이"), ("euc_kr", "고양이"), ("cp437", "pâté")]
+)
+def test_class_name_in_a_zip_that_does_not_say_how_it_is_written(
+    folder: Path, tmp_path: Path, encoding: str, name: str
+) -> None:
     written = name.encode(encoding)
     for part in ("train", "test"):
         (folder / part / "cat").rename(folder / part / ("K" * len(written)))
     archive = pack(folder, tmp_path / "photos.zip")
-    archive.write_bytes(archive.read_bytes().replace(b"K" * len(written), written))  # zipfile itself would mark the name as UTF-8
+    # zipfile itself would mark the name as UTF-8
+    archive.write_bytes(archive.read_bytes().replace(b"K" * len(written), written))
     train, test = load(archive, tmp_path / "root")
     assert sorted(train.classes) == sorted(("dog", name)) and (len(train), len(test)) == (12, 6)
 
 
-def test_two_files_of_one_name_in_two_unicode_forms_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_two_files_of_one_name_in_two_unicode_forms_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
     for form in ("NFD", "NFC"):
         picture(0).save(folder / "train" / "cat" / f"{unicodedata.normalize(form, '개')}.png")
     with pytest.raises(ValueError, match="two files called train/cat/"):
@@ -343,7 +424,9 @@ def test_two_files_of_one_name_in_two_unicode_forms_are_refused(folder: Path, tm
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png"])
 def test_name_that_cannot_be_printed_is_refused(folder: Path, tmp_path: Path, name: bytes) -> None:
     (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / os.fsdecode(name))
-    with pytest.raises(ValueError, match="a name that is not UTF-8, or holds a control character: 'train/cat/") as caught:
+    with pytest.raises(
+        ValueError, match="a name that is not UTF-8, or holds a control character: 'train/cat/"
+    ) as caught:
         load(folder, tmp_path / "root")
     assert str(caught.value).isprintable()
 
@@ -366,15 +449,20 @@ def test_bombs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         load(pack(folder, tmp_path / "photos.zip"), tmp_path / "root")
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", None])
-def test_unreadable_picture_is_named_and_left_out_only_if_asked(folder: Path, tmp_path: Path, content: bytes | None,
-                                                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_picture_is_named_and_left_out_only_if_asked(
+    folder: Path, tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = folder / "train" / "cat" / "3.png"
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    with pytest.raises(OSError, match=r"an image that cannot be read: train/cat/3\.png \([^,]*\); mend it, or pass skip_unreadable=True"):
+    with pytest.raises(
+        OSError,
+        match=r"an image that cannot be read: train/cat/3\.png \([^,]*\); mend it, or pass "
+        r"skip_unreadable=True",
+    ):
         load(folder, tmp_path / "root")
     assert images_in(tmp_path / "root") == [] if (tmp_path / "root").exists() else True
     for _ in range(2):  # said each time, decoded or cached
@@ -386,21 +474,30 @@ def test_unreadable_pictures_are_named_up_to_ten(folder: Path, tmp_path: Path) -
     for i in range(12):
         (folder / "train" / "cat" / f"x{i:02}.png").write_bytes(b"no picture")
         if i in (1, 11):
-            with pytest.raises(OSError, match=f"holds {i + 1} images that cannot be read: .*; mend them") as caught:
+            with pytest.raises(
+                OSError, match=f"holds {i + 1} images that cannot be read: .*; mend them"
+            ) as caught:
                 load(folder, tmp_path / "root")
             named = [f"x{j:02}.png" in str(caught.value) for j in range(i + 1)]
-            assert named == [True] * min(i + 1, 10) + [False] * (i + 1 - 10) and ("and 2 more" in str(caught.value)) == (i == 11)
+            assert named == [True] * min(i + 1, 10) + [False] * (i + 1 - 10) and (
+                "and 2 more" in str(caught.value)
+            ) == (i == 11)
 
 
 def test_what_windows_puts_beside_pictures_is_passed_over(folder: Path, tmp_path: Path) -> None:
     for name in ("train/cat/Thumbs.db", "train/cat/desktop.ini", "train/desktop.ini"):
         (folder / name).write_bytes(b"no picture")
-    plain, packed = load(folder, tmp_path / "root")[0], load(pack(folder, tmp_path / "photos.zip"), tmp_path / "root")[0]
+    plain, packed = (
+        load(folder, tmp_path / "root")[0],
+        load(pack(folder, tmp_path / "photos.zip"), tmp_path / "root")[0],
+    )
     assert len(plain) == 12 and torch.equal(plain.images, packed.images)
 
 
 @pytest.mark.parametrize("part", ["test", "unlabeled"])
-def test_a_part_that_cannot_be_read_is_not_replaced(folder: Path, tmp_path: Path, part: str) -> None:
+def test_a_part_that_cannot_be_read_is_not_replaced(
+    folder: Path, tmp_path: Path, part: str
+) -> None:
     shutil.rmtree(folder / part, ignore_errors=True)
     (folder / part / "cat").mkdir(parents=True)
     (folder / part / "cat" / "0.png").write_bytes(b"not a picture")
@@ -408,7 +505,9 @@ def test_a_part_that_cannot_be_read_is_not_replaced(folder: Path, tmp_path: Path
         load(folder, tmp_path / "root", skip_unreadable=True)
 
 
-def test_a_folder_that_cannot_be_listed_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "train" / "cat" / "more").mkdir()
     for name in (".hidden", "lost+found"):
         (folder / name).mkdir()
@@ -420,7 +519,9 @@ def test_a_folder_that_cannot_be_listed_is_named(folder: Path, tmp_path: Path, m
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(OSError, match=r"train/cat/more cannot be read \(Permission denied\): make it readable"):
+    with pytest.raises(
+        OSError, match=r"train/cat/more cannot be read \(Permission denied\): make it readable"
+    ):
         load(folder, tmp_path / "root")
     (folder / "train" / "cat" / "more").rmdir()
     assert len(load(folder, tmp_path / "root")[0]) == 12
@@ -452,20 +553,26 @@ def test_class_in_test_only(folder: Path, tmp_path: Path) -> None:
         load(folder, tmp_path / "root")
 
 
-def test_folder_that_is_no_part_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_no_part_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(folder / "test", folder / "val")
     train, test = load(folder, tmp_path / "root")
     assert (len(train), len(test)) == (12, 6) and "not used: val/" in capsys.readouterr().out
 
 
-def test_layout_one_folder_down_beside_another(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layout_one_folder_down_beside_another(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(folder / "test", folder.parent / "other" / "test")
     with pytest.raises(ValueError, match="has no classes in train/"):
         load(folder.parent, tmp_path / "root")
     assert "not used: other/, photos/" in capsys.readouterr().out
 
 
-def test_part_in_capitals_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_part_in_capitals_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "train").rename(folder / "Train")
     shutil.rmtree(folder / "test")
     with pytest.raises(ValueError, match="has no classes in train/"):

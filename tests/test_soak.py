@@ -1,4 +1,6 @@
-"""Faults for real, by the hundred: `make soak`, about 17 minutes. docs/reliability.md says what each test proves."""
+"""Faults for real, by the hundred: `make soak`, about 17 minutes. docs/reliability.md says what
+each test proves.
+"""
 
 import itertools
 import os
@@ -22,7 +24,8 @@ from noisy_student import Images, Recipe, Run, Split, Store, load, run_all, spli
 
 pytestmark = pytest.mark.soak
 
-# Four runs, two of them a chain, with a checkpoint after every epoch. Each start of a run, and each epoch that was trained, is
+# Four runs, two of them a chain, with a checkpoint after every epoch. Each start of a run, and each
+# epoch that was trained, is
 # noted in a log, together with the process that did it.
 DRIVER = """
 import os, sys, torch
@@ -40,7 +43,8 @@ def train(model, images, targets, recipe, *, title, checkpoint, resume, **option
         note(len(history))
         checkpoint(state, history)
     note("start")
-    history = real(model, images, targets, recipe, title=title, checkpoint=noted, resume=resume, **options)
+    history = real(model, images, targets, recipe, title=title, checkpoint=noted, resume=resume,
+                   **options)
     note(len(history))
     return history
 
@@ -50,9 +54,11 @@ teacher = Run("Convnet5", 200, recipe)
 student = Run("Convnet6", 200, recipe.replace(epochs=4), teacher, "soft")
 train_set, test_set = load("digits")
 open(f"{store}.{os.getpid()}.ready", "w").close()
-table = run_all([student, teacher, Run("Resnet6", 100, recipe, seed=1), Run("Resnet9", 100, recipe, seed=2)], train_set, test_set, store,
-                device="cpu", progress=False)
-table.drop(columns=["seconds", "images_per_second"]).to_csv(f"{store}.{os.getpid()}.csv", index=False)
+others = [Run("Resnet6", 100, recipe, seed=1), Run("Resnet9", 100, recipe, seed=2)]
+table = run_all([student, teacher, *others], train_set, test_set, store, device="cpu",
+                progress=False)
+table = table.drop(columns=["seconds", "images_per_second"])
+table.to_csv(f"{store}.{os.getpid()}.csv", index=False)
 """
 EPOCHS, RUNS = 6 + 4 + 6 + 6, 4
 
@@ -77,7 +83,11 @@ def tables(store: Path) -> set[str]:
 def noted(store: Path) -> list[tuple[str, str, str]]:
     """(process, run, epoch or "start"), in order."""
     log = Path(f"{store}.log")
-    return [tuple(line.split("|")) for line in log.read_text().split("\n")[:-1]] if log.exists() else []  # type: ignore[misc]
+    return (
+        [tuple(line.split("|")) for line in log.read_text().split("\n")[:-1]]
+        if log.exists()
+        else []
+    )  # type: ignore[misc]
 
 
 def trained(store: Path) -> Counter[tuple[str, str]]:
@@ -85,7 +95,9 @@ def trained(store: Path) -> Counter[tuple[str, str]]:
 
 
 def check_no_restart(store: Path) -> None:
-    """Whoever trains a run goes on with the epoch that was at work when the last one was killed, or with the next."""
+    """Whoever trains a run goes on with the epoch that was at work when the last one was killed, or
+    with the next.
+    """
     last: dict[str, int] = {}
     for _, run, epoch in noted(store):
         if epoch != "start":
@@ -102,7 +114,12 @@ def check_clean(store: Path) -> None:
     assert len(list(store.iterdir())) == RUNS + 1
     for entry in store.iterdir():
         if entry.name != ".locks":
-            assert sorted(p.name for p in entry.iterdir()) == ["SHA256SUMS", "history.csv", "model.safetensors", "run.json"]
+            assert sorted(p.name for p in entry.iterdir()) == [
+                "SHA256SUMS",
+                "history.csv",
+                "model.safetensors",
+                "run.json",
+            ]
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +162,23 @@ def test_four_processes_train_each_run_once(undisturbed: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("attempt", range(4))
-def test_others_take_over_the_run_of_a_killed_process(undisturbed: Path, tmp_path: Path, attempt: int) -> None:
+def test_others_take_over_the_run_of_a_killed_process(
+    undisturbed: Path, tmp_path: Path, attempt: int
+) -> None:
     """Four processes at work; one is killed in the middle of a run, which the others finish."""
     store = tmp_path / "store"
     processes = [start(store) for _ in range(4)]
     for process in processes:
         await_training(store, process)
     begun: dict[str, str] = {}
-    while not begun:  # a process whose last word is that a run has finished its first or second epoch, of four or more
-        begun = {process: run for process, (run, epoch) in {p: held for p, *held in noted(store)}.items() if epoch in ("1", "2")}
+    # a process whose last word is that a run has finished its first or second epoch, of four or
+    # more
+    while not begun:
+        begun = {
+            process: run
+            for process, (run, epoch) in {p: held for p, *held in noted(store)}.items()
+            if epoch in ("1", "2")
+        }
         assert any(p.poll() is None for p in processes), "all ended before one could be killed"
         time.sleep(0.005)
     victim, run = next(iter(begun.items()))
@@ -178,7 +203,8 @@ where, left = sys.argv[1], [int(sys.argv[2])]
 
 def crashing(real):
     def call(self, *arguments, **options):
-        if str(self).startswith(where) and not (real.__name__ == "open" and "x" not in (arguments or "r")[0]):
+        reads = real.__name__ == "open" and "x" not in (arguments or "r")[0]
+        if str(self).startswith(where) and not reads:
             left[0] -= 1
             if left[0] == 0:
                 if real.__name__ == "open":
@@ -199,7 +225,9 @@ run_all([run], *load("digits"), where, device="cpu", progress=False)
 
 def test_a_kill_at_every_write_rename_and_removal(tmp_path: Path) -> None:
     def go(store: Path, at: int) -> int:
-        return subprocess.run([sys.executable, "-c", CRASH, str(store), str(at)], stderr=subprocess.DEVNULL).returncode
+        return subprocess.run(
+            [sys.executable, "-c", CRASH, str(store), str(at)], stderr=subprocess.DEVNULL
+        ).returncode
 
     assert go(tmp_path / "whole", 0) == 0
     for at in itertools.count(1):
@@ -207,22 +235,37 @@ def test_a_kill_at_every_write_rename_and_removal(tmp_path: Path) -> None:
         code = go(store, at)
         if code == 0:
             break
-        assert code == -signal.SIGKILL and go(store, 0) == 0 and weights(store) == weights(tmp_path / "whole")
+        assert (
+            code == -signal.SIGKILL
+            and go(store, 0) == 0
+            and weights(store) == weights(tmp_path / "whole")
+        )
         assert len([p for p in store.rglob("*") if p.is_file() and ".locks" not in p.parts]) == 4
     assert at > 20
     print(f"\n{at - 1} moments")
 
 
 def test_full_disk(undisturbed: Path, tmp_path: Path) -> None:
-    """Files may not grow beyond a limit, at which the first checkpoint, a later one, or the entry fails."""
+    """Files may not grow beyond a limit, at which the first checkpoint, a later one, or the entry
+    fails.
+    """
     for kilobytes in (1, 50, 300, 900):
         store = tmp_path / f"store{kilobytes}"
         process = subprocess.run(
-            [sys.executable, "-c", DRIVER, str(store), f"{store}.log"], capture_output=True, text=True,
-            preexec_fn=lambda limit=kilobytes * 1024: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # type: ignore[misc]
+            [sys.executable, "-c", DRIVER, str(store), f"{store}.log"],
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda limit=kilobytes * 1024: resource.setrlimit(
+                resource.RLIMIT_FSIZE, (limit, limit)
+            ),
+        )  # type: ignore[misc]
         assert process.returncode == 1
         last = process.stderr.strip().splitlines()[-1]
-        assert f"{store}" in last and "could not be written (File too large)" in last and "bytes are needed there" in last
+        assert (
+            f"{store}" in last
+            and "could not be written (File too large)" in last
+            and "bytes are needed there" in last
+        )
         assert not list(store.glob("*/.*.partial"))
         assert start(store).wait() == 0
         check_clean(store)
@@ -231,36 +274,60 @@ def test_full_disk(undisturbed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interrupt_in_a_notebook(tmp_path: Path, workers: int) -> None:
-    """Ctrl-C in a cell: the kernel lives, no helper is left, and the next cell goes on from the checkpoints to the same bits."""
-    prepare = "from noisy_student import Recipe, Run, load, run_all, runs; import torch; torch.set_num_threads(2); " \
-              "runs.CHECKPOINT_SECONDS = 0.0; data = load('digits'); " \
-              "wanted = [Run('Convnet5', 200, Recipe(epochs=600, batch_size=20), seed=s) for s in range(2)]"
+    """Ctrl-C in a cell: the kernel lives, no helper is left, and the next cell goes on from the
+    checkpoints to the same bits.
+    """
+    prepare = (
+        "from noisy_student import Recipe, Run, load, run_all, runs; import torch; "
+        "torch.set_num_threads(2); "
+        "runs.CHECKPOINT_SECONDS = 0.0; data = load('digits'); "
+        "wanted = [Run('Convnet5', 200, Recipe(epochs=600, batch_size=20), seed=s) for s in "
+        "range(2)]"
+    )
     manager, client = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path))
 
     def cell(code: str) -> str:
-        return client.execute_interactive(code, timeout=300, output_hook=lambda m: None)["content"]["status"]
+        return client.execute_interactive(code, timeout=300, output_hook=lambda m: None)["content"][
+            "status"
+        ]
 
     try:
-        assert cell(prepare) == cell(f"run_all(wanted, *data, 'whole', device='cpu', workers={workers})") == "ok"
-        message = client.execute(f"run_all(wanted, *data, 'stopped', device='cpu', workers={workers})")
+        assert (
+            cell(prepare)
+            == cell(f"run_all(wanted, *data, 'whole', device='cpu', workers={workers})")
+            == "ok"
+        )
+        message = client.execute(
+            f"run_all(wanted, *data, 'stopped', device='cpu', workers={workers})"
+        )
         deadline = time.monotonic() + 300
-        while len(list(tmp_path.glob("stopped/*.partial/checkpoint.safetensors"))) < workers:  # each is in the middle of a run
-            assert time.monotonic() < deadline and len(list(tmp_path.glob("stopped/*/run.json"))) < 2, "too late to interrupt"
+        # each is in the middle of a run
+        while len(list(tmp_path.glob("stopped/*.partial/checkpoint.safetensors"))) < workers:
+            assert (
+                time.monotonic() < deadline and len(list(tmp_path.glob("stopped/*/run.json"))) < 2
+            ), "too late to interrupt"
             time.sleep(0.01)
         manager.interrupt_kernel()
         while (reply := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != message:
             pass
-        assert reply["content"]["ename"] == "KeyboardInterrupt" and len(list(tmp_path.glob("stopped/*/run.json"))) < 2
+        assert (
+            reply["content"]["ename"] == "KeyboardInterrupt"
+            and len(list(tmp_path.glob("stopped/*/run.json"))) < 2
+        )
         kernel = psutil.Process(manager.provisioner.pid)
-        assert not [p for p in kernel.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())], "a helper is left"
+        assert not [
+            p for p in kernel.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())
+        ], "a helper is left"
         assert cell(f"run_all(wanted, *data, 'stopped', device='cpu', workers={workers})") == "ok"
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    assert len(weights(tmp_path / "whole")) == 2 and weights(tmp_path / "whole") == weights(tmp_path / "stopped")
+    assert len(weights(tmp_path / "whole")) == 2 and weights(tmp_path / "whole") == weights(
+        tmp_path / "stopped"
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- damage
+# ------------------------------------------------------------------------------------------- damage
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:

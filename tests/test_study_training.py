@@ -31,15 +31,25 @@ def written(root: Path, epochs: int = 1) -> Path:
     return path
 
 
-def test_what_is_missing_is_trained_and_written(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_trained_and_written(
+    tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And nothing else: neither from the rows nor from the store is a run trained twice."""
     trained, real = [], runs.train
-    monkeypatch.setattr(runs, "train", lambda *a, **k: (trained.append(k["title"]), real(*a, **k))[1])
+    monkeypatch.setattr(
+        runs, "train", lambda *a, **k: (trained.append(k["title"]), real(*a, **k))[1]
+    )
     study, store = load_study(written(tmp_path)), Store(tmp_path / "runs")
     options = {"device": "cpu", "progress": False, "root": tmp_path}
     rows = train_study(study, *tiny, store, **options)
-    assert list(zip(rows.variant, rows.seed, strict=True)) == [("alone", 0), ("alone", 1), ("student", 1)]
-    assert len(trained) == 3 and set(rows.study) == {"learns"} and rows.accuracy.between(0, 100).all()
+    assert list(zip(rows.variant, rows.seed, strict=True)) == [
+        ("alone", 0),
+        ("alone", 1),
+        ("student", 1),
+    ]
+    assert (
+        len(trained) == 3 and set(rows.study) == {"learns"} and rows.accuracy.between(0, 100).all()
+    )
     pd.testing.assert_frame_equal(read_rows(tmp_path / "results" / "learns.csv"), rows)
 
     write_rows(rows[rows.variant == "alone"], tmp_path / "results" / "learns.csv", study.runs)
@@ -49,14 +59,18 @@ def test_what_is_missing_is_trained_and_written(tiny: Pair, tmp_path: Path, monk
     assert len(trained) == 5, "the student in another store, with its teacher"
 
     longer = train_study(load_study(written(tmp_path, epochs=2)), *tiny, store, **options)
-    assert set(longer.key).isdisjoint(rows.key) and len(longer) == 3, "a variant that was changed is trained anew"
+    assert set(longer.key).isdisjoint(rows.key) and len(longer) == 3, (
+        "a variant that was changed is trained anew"
+    )
 
 
 def test_rows_of_other_images_are_not_replaced(tiny: Pair, tmp_path: Path) -> None:
     study = load_study(written(tmp_path))
     train_study(study, *tiny, Store(tmp_path / "runs"), root=tmp_path, device="cpu", progress=False)
     before = (tmp_path / "results" / "learns.csv").read_bytes()
-    with pytest.raises(ValueError, match=r"the rows of the study learns are of the data tiny-.*, not tiny-"):
+    with pytest.raises(
+        ValueError, match=r"the rows of the study learns are of the data tiny-.*, not tiny-"
+    ):
         train_study(study, tiny[1], tiny[0], Store(tmp_path / "runs"), root=tmp_path)
     assert (tmp_path / "results" / "learns.csv").read_bytes() == before
 
@@ -65,9 +79,17 @@ def test_the_cheapest_rows_are_trained_again(tiny: Pair, tmp_path: Path) -> None
     study = load_study(written(tmp_path))
     with pytest.raises(ValueError, match="the study learns has no rows: make study NAME=learns"):
         verify(study, *tiny, Store(tmp_path / "again"), root=tmp_path)
-    rows = train_study(study, *tiny, Store(tmp_path / "runs"), root=tmp_path, device="cpu", progress=False)
+    rows = train_study(
+        study, *tiny, Store(tmp_path / "runs"), root=tmp_path, device="cpu", progress=False
+    )
     shifted = rows.assign(accuracy=rows.accuracy - 5, seconds=[2.0, 1.0, 0.5])
     write_rows(shifted, tmp_path / "results" / "learns.csv", study.runs)
-    found = verify(study, *tiny, Store(tmp_path / "again"), 2, tmp_path, device="cpu", progress=False)
-    assert list(zip(found.variant, found.seed, strict=True)) == [("alone", 1), ("alone", 0)], "a student needs its teacher too"
-    assert found.difference.tolist() == pytest.approx([5, 5]) and list(found.again) == list(rows.accuracy[[1, 0]])
+    found = verify(
+        study, *tiny, Store(tmp_path / "again"), 2, tmp_path, device="cpu", progress=False
+    )
+    assert list(zip(found.variant, found.seed, strict=True)) == [("alone", 1), ("alone", 0)], (
+        "a student needs its teacher too"
+    )
+    assert found.difference.tolist() == pytest.approx([5, 5]) and list(found.again) == list(
+        rows.accuracy[[1, 0]]
+    )

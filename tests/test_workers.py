@@ -14,7 +14,8 @@ import torch
 
 from noisy_student import workers
 
-# A caller with a helper, which writes one large tensor after the other, slowly; or, for 0 helpers, kills itself.
+# A caller with a helper, which writes one large tensor after the other, slowly; or, for 0 helpers,
+# kills itself.
 CALLER = """
 import os, signal, sys, time, torch
 from pathlib import Path
@@ -51,9 +52,17 @@ def wait_until_written(folder: Path, caller: subprocess.Popen) -> list[psutil.Pr
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_the_images_are_written_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    caller = begin(tmp_path, 1, stderr=subprocess.DEVNULL, start_new_session=True,
-                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # which `make test &` ignores
+def test_a_signal_while_the_images_are_written_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    caller = begin(
+        tmp_path,
+        1,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        # which `make test &` ignores
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     children = wait_until_written(tmp_path, caller)
     os.killpg(caller.pid, number)
     caller.wait()
@@ -63,8 +72,15 @@ def test_a_signal_while_the_images_are_written_leaves_nothing(tmp_path: Path, nu
 def test_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
     """A real one: the system sends the hang-up."""
     master, slave = pty.openpty()
-    caller = begin(tmp_path, 2, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-                   preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0))
+    caller = begin(
+        tmp_path,
+        2,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )
     os.close(slave)
     children = wait_until_written(tmp_path, caller)
     os.close(master)
@@ -72,10 +88,14 @@ def test_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
     assert not psutil.wait_procs(children, timeout=60)[1] and not left(tmp_path)
 
 
-def test_what_a_killed_caller_left_is_removed_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_caller_left_is_removed_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(2):
         assert begin(tmp_path, 0).wait() == -signal.SIGKILL
-    assert len(left(tmp_path)) == 2, "the second removed the first's folder and its lock, and left its own"
+    assert len(left(tmp_path)) == 2, (
+        "the second removed the first's folder and its lock, and left its own"
+    )
     monkeypatch.setattr(workers.tempfile, "tempdir", str(tmp_path))
     (tmp_path / "noisy_student-notes").mkdir()  # somebody's own
     with workers.helpers(0, len, [torch.zeros(2**20, dtype=torch.uint8)]):
