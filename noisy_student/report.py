@@ -80,7 +80,7 @@ def by_confidence(
     -1 where not known.
     """
     confidence, guess = probabilities.max(1)
-    right = pd.Series((guess == labels).float()).where(pd.Series(labels >= 0))
+    right = pd.Series((guess == labels).double()).where(pd.Series(labels >= 0))
     names = [f"{low:.0%} to {high:.0%}" for low, high in pairwise(ends)]
     groups = right.groupby(pd.cut(pd.Series(confidence), ends, labels=names), observed=False)
     return pd.DataFrame(

@@ -123,7 +123,7 @@ def test_cells_are_short(name: str) -> None:
     assert first.metadata.tags == ["parameters"]
     assert sum(cell.cell_type == "markdown" for cell in committed(name).cells) >= len(others) - 1
     for cell in committed(name).cells:
-        assert all(len(line) <= 130 for line in cell.source.splitlines())
+        assert all(len(line) <= 100 for line in cell.source.splitlines())
     for cell in others:
         assert "import *" not in cell.source
         assert sum("import " not in line and bool(line) for line in cell.source.splitlines()) <= 10
@@ -148,7 +148,7 @@ def test_make_hands_over_parameters_that_there_are() -> None:
     given, more = (
         re.search(rf"^{name} .*", makefile, re.MULTILINE)[0] for name in ("GIVEN", "MORE")
     )  # type: ignore[index]
-    names = [set(re.findall(r"-[rp] ([A-Z]+)", line)) for line in (given, more)]
+    names = [set(re.findall(r'-[rpy] "?([A-Z]+)', line)) for line in (given, more)]
     names[0] |= set(re.findall(r"foreach v,([A-Z ]+),", given)[0].split())
     parameters = [
         set(re.findall(r"^([A-Z]+) = ", code(committed(name))[0].source, re.MULTILINE))
