@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from . import figures, pages, report, studies, tables
 from .data import Images, Split, check_name
-from .experiments import EXPERIMENTS, Plan, Variants, baseline_of, default_labels, possible
+from .experiments import EXPERIMENTS, Plan, Variants, default_labels, possible
 from .files import check_writable
 from .recipes import RECIPES, named_recipe
 from .runs import prepare, run_variants
@@ -44,120 +43,113 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = p.add_subparsers(dest="command", required=True)
-
-    def command(run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    for run, text, options in (
+        (train_, "the four experiments on any images, their tables and figures", _train_options),
+        (study_, "train what a study lacks, and write its rows into results/", _study_options),
+        (
+            verify_,
+            "train a study's cheapest rows again: how far are they from the committed ones?",
+            _verify_options,
+        ),
+        (plot_, "draw a study, or finished experiments, from their rows alone", _plot_options),
+        (
+            pages_,
+            "write RESULTS.md, the studies' figures, and the README's numbers",
+            _pages_options,
+        ),
+        (tidy_, "list what killed runs left in the store, or remove it", _tidy_options),
+    ):
         made = commands.add_parser(run.__name__.removesuffix("_"), help=text, description=text)
         made.set_defaults(run=run)
-        return made
+        options(made.add_argument)
+    return p
 
-    def images(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--data", help="the same images from elsewhere, such as an archive of their files"
-        )
 
-    def machine(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--root",
-            default="data",
-            type=_path,
-            help="where downloads and decoded images are kept (default: data)",
-        )
-        made.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-        made.add_argument(
-            "--workers",
-            type=int,
-            help="runs to train at once (default: one a thread on a CPU, at most 4; one on a "
-            "GPU, where more pay under NVIDIA's MPS)",
-        )
-        made.add_argument(
-            "--store", default="runs", type=_path, help="folder of finished runs (default: runs)"
-        )
-
-    made = command(train_, "the four experiments on any images, their tables and figures")
-    made.add_argument(
+def _train_options(add: Callable[..., object]) -> None:
+    add(
         "--data",
         default="digits",
-        help="digits, cifar10, cifar10-jpeg, cifar100, svhn, or a folder or archive of images "
-        "(default: digits)",
+        help="digits, cifar10, cifar10-jpeg, cifar100, svhn, or a folder "
+        "or archive of images (default: digits)",
     )
-    made.add_argument(
-        "--size", type=int, default=32, help="pixels a side of images from a folder (default: 32)"
-    )
-    made.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out pictures that cannot be read"
-    )
-    made.add_argument(
+    add("--size", type=int, default=32, help="pixels a side of images from a folder (default: 32)")
+    add("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
+    add("--drop-test-doubles", action="store_true", help="leave out what is a test picture too")
+    add(
         "--recipe",
         default="auto",
-        help=f"{', '.join(RECIPES)}; auto: small for up to 5,000 images, else full on a CUDA GPU "
-        "and quick elsewhere (default: auto)",
+        help=f"{', '.join(RECIPES)}; auto: small for up to 5,000 images, "
+        "else full on a CUDA GPU and quick elsewhere (default: auto)",
     )
-    made.add_argument(
-        "--experiments",
-        default=",".join(EXPERIMENTS),
-        help="which, with commas between (default: %(default)s)",
-    )
-    made.add_argument(
-        "--seeds", default="0", help="with commas between, for example 0,1,2 (default: 0)"
-    )
-    made.add_argument(
+    add("--experiments", default=",".join(EXPERIMENTS), help="which (default: %(default)s)")
+    add("--seeds", default="0", help="with commas between, for example 0,1,2 (default: 0)")
+    add(
         "--labels",
-        help="labelled images, a number or a fraction such as 0.1 (default: the saved split's; or "
-        "all that there "
-        "are, with unlabeled/; or 5,000, of few images a tenth)",
+        help="labelled images, a number or a fraction such as 0.1 (default: the saved "
+        "split's; or all that there are, with unlabeled/; or 5,000, of few images a tenth)",
     )
-    made.add_argument(
-        "--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed"
-    )
-    made.add_argument(
+    add("--split", help="a split saved by data_split.ipynb, in place of one drawn from each seed")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a hyper-parameter: recipe.epochs=50 for "
-        "both, supervised.epochs or student.epochs for one, threshold=0.8, chain=Convnet5,Resnet9",
+        help="a hyper-parameter: "
+        "recipe.epochs=50 for both recipes, supervised.epochs or student.epochs for one, "
+        "threshold=0.8, chain=Convnet5,Resnet9",
     )
-    made.add_argument(
-        "--out", default="out", type=_path, help="folder for tables and figures (default: out)"
+    add("--out", default="out", type=_path, help="folder for tables and figures (default: out)")
+    _machine_options(add)
+
+
+def _machine_options(add: Callable[..., object]) -> None:
+    add(
+        "--root",
+        default="data",
+        type=_path,
+        help="where downloads and decoded images are kept (default: data)",
     )
-    machine(made)
-    made = command(study_, "train what a study lacks, and write its rows into results/")
-    made.add_argument(
-        "name", help="a file in studies/, without .py: " + ", ".join(studies.study_names())
+    add("--device", help="cuda, mps or cpu (default: the best there is)")
+    add(
+        "--workers",
+        type=int,
+        help="runs to train at once (default: one a thread on a CPU, at most "
+        "4; one on a GPU, where more pay under NVIDIA's MPS)",
     )
-    images(made)
-    machine(made)
-    made = command(
-        verify_,
-        "train a study's cheapest rows again, and say how far they are from the committed ones",
-    )
-    made.add_argument("name", help="as of study")
-    images(made)
-    made.add_argument("--runs", type=int, default=2, help="how many rows (default: 2)")
-    machine(made)
-    made = command(
-        plot_,
-        "draw the figures of a study, or of finished experiments, from their rows alone; nothing "
-        "is trained",
-    )
-    made.add_argument("name", help="as of study; or a folder with a runs.csv of train")
-    made.add_argument(
-        "--out", default="out", type=_path, help="folder for the figure (default: out)"
-    )
-    made = command(
-        pages_, "write RESULTS.md, the figures of the studies, and the numbers of the README"
-    )
-    made.add_argument(
+    _store_option(add)
+
+
+def _store_option(add: Callable[..., object]) -> None:
+    add("--store", default="runs", type=_path, help="folder of finished runs (default: runs)")
+
+
+def _study_options(add: Callable[..., object]) -> None:
+    add("name", help=f"a file in studies/, without .py: {', '.join(studies.study_names())}")
+    add("--data", help="the same images from elsewhere, such as an archive of their files")
+    _machine_options(add)
+
+
+def _verify_options(add: Callable[..., object]) -> None:
+    _study_options(add)
+    add("--runs", type=int, default=2, help="how many rows (default: 2)")
+
+
+def _plot_options(add: Callable[..., object]) -> None:
+    add("name", help="a study; or a folder with a runs.csv of train")
+    add("--out", default="out", type=_path, help="folder for the figures (default: out)")
+
+
+def _pages_options(add: Callable[..., object]) -> None:
+    add(
         "--check",
         action="store_true",
         help="write nothing; exit 1 where a page is not what the rows say",
     )
-    made = command(tidy_, "list what killed runs left in the store, or remove it")
-    made.add_argument(
-        "--store", default="runs", type=_path, help="folder of finished runs (default: runs)"
-    )
-    made.add_argument("--remove", action="store_true", help="remove it")
-    return p
+
+
+def _tidy_options(add: Callable[..., object]) -> None:
+    _store_option(add)
+    add("--remove", action="store_true", help="remove it")
 
 
 # ---------------------------------------------------------------------------------------- arguments
@@ -217,49 +209,32 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def train_(args: argparse.Namespace) -> int:
-    seeds, device, store = (
-        numbers("--seeds", args.seeds),
-        pick_device(args.device),
-        Store(args.store),
-    )
+    seeds, device = numbers("--seeds", args.seeds), pick_device(args.device)
+    store = Store(args.store)
     check_writable(args.out, store.folder)  # before hours of training
-    images, test = load(args.data, args.root, size=args.size, skip_unreadable=args.skip_unreadable)
+    images, test = load(
+        args.data,
+        args.root,
+        size=args.size,
+        skip_unreadable=args.skip_unreadable,
+        drop_test_doubles=args.drop_test_doubles,
+    )
     saved = Split.load(args.split, images) if args.split else None
-    plan = Plan(
-        named_recipe(args.recipe, images, device), number_of_labels(args.labels, images, saved)
-    ).replace(changes(args.set))
-    experiments: dict[str, Variants] = {}
-    for name in dict.fromkeys(word.strip() for word in args.experiments.split(",")):
-        check_name("experiment", name, EXPERIMENTS)
-        runs, left_out = possible(EXPERIMENTS[name](plan), images)
-        if left_out:
-            print(f"{name}: {left_out}")
-        if runs:
-            experiments[name] = runs
-    if not experiments:
-        raise ValueError(
-            f"no experiment can be made with labels={plan.labels:,} of these images: {left_out}"
-        )
-    trainings = prepare(
-        [
-            run.throughout(seed=s)
-            for runs in experiments.values()
-            for run in runs.values()
-            for s in seeds
-        ],
-        images,
-        test,
-        saved,
-    )[1]  # what cannot be fails now
+    labels = number_of_labels(args.labels, images, saved)
+    plan = Plan(named_recipe(args.recipe, images, device), labels).replace(changes(args.set))
+    experiments = _experiments(args.experiments, plan, images)
+    runs = [run for variants in experiments.values() for run in variants.values()]
+    every = [run.throughout(seed=seed) for run in runs for seed in seeds]
+    trainings = prepare(every, images, test, saved)[1]  # what cannot be fails now
     print(
         f"{images}; {len(test):,} test images; {device_title(device)}; seeds {args.seeds}\n"
         f"{plan.labels:,} labelled images, {len(images) - plan.labels:,} unlabelled; "
         f"{len(trainings):,} trainings in all"
     )
     done: list[pd.DataFrame] = []
-    for name, runs in experiments.items():
+    for name, variants in experiments.items():
         table = run_variants(
-            runs,
+            variants,
             seeds,
             images,
             test,
@@ -268,29 +243,38 @@ def train_(args: argparse.Namespace) -> int:
             device=device,
             workers=_workers(args, device),
         )
-        table.insert(0, "experiment", name)
-        done.append(table)
-        shown = tables.compare(table, baseline_of(table)).dropna(axis=1, how="all")
-        # else it is the accuracy
-        if test.labels.bincount(minlength=len(test.classes)).unique().numel() > 1:
-            shown.insert(
-                2,
-                "balanced_accuracy",
-                shown.variant.map(table.groupby("variant").balanced_accuracy.mean()),
-            )
-        print(f"\n{name}\n{shown.round(2).to_string(index=False)}", flush=True)
+        done.append(table.assign(experiment=name))
+        print(f"\n{name}\n{report.summary(table, test).to_string()}", flush=True)
         report.write_tables(pd.concat(done), store, args.out)
     table = pd.concat(done)
     if (table.generation > 0).any():
         last = table[table.generation > 0].iloc[-1]
-        counts = np.array(store.record(last.key)["result"]["confusion"])
-        print(
-            f"\nby class, {last.variant}, seed "
-            f"{last.seed}\n{tables.per_class(counts, test.classes).round(1).to_string(index=False)}"
-        )
+        found = report.by_class(last, store)
+        print(f"\nby class: {last.variant}, seed {last.seed}\n{found.to_string()}")
     paths = report.save_figures(table, store, images, test, args.out, device)
     print(f"\ntables and {len(paths)} figures: {args.out.resolve()}")
+    for left in store.unfinished(trainings):
+        print(
+            f"{left} is of a training that was begun and that this command does not need: "
+            f"python -m noisy_student tidy --store {args.store} --remove"
+        )
     return 0
+
+
+def _experiments(names: str, plan: Plan, images: Images) -> dict[str, Variants]:
+    """The experiments by name, without what these images cannot give, which is said.
+
+    Raises ValueError for an unknown name, and where nothing is left.
+    """
+    found: dict[str, Variants] = {}
+    for name in dict.fromkeys(word.strip() for word in names.split(",")):
+        check_name("experiment", name, EXPERIMENTS)
+        found[name], left_out = possible(EXPERIMENTS[name](plan), images)
+        if left_out:
+            print(f"{name}: {left_out}")
+    if not any(found.values()):
+        raise ValueError(f"no experiment can be made with {plan.labels:,} labels: {left_out}")
+    return {name: variants for name, variants in found.items() if variants}
 
 
 def study_(args: argparse.Namespace) -> int:
@@ -331,10 +315,20 @@ def plot_(args: argparse.Namespace) -> int:
         table = pd.read_csv(
             Path(args.name) / "runs.csv", dtype=words, keep_default_na=False, na_values=[""]
         )
-        drawn = report.from_tables(table)
+        drawn, seeds = report.from_tables(table), table.groupby(["experiment", "variant"]).seed
+        for (_, name), count in seeds.nunique().items():
+            if count < table.seed.nunique():
+                print(f"{name}: {count} of {table.seed.nunique()} seeds are in the table")
     else:
         found = studies.load_study(args.name)
-        drawn = {found.name: found.figure(found.rows())}
+        rows = found.rows()
+        if missing := [name for name in found.runs if name not in set(rows.variant)]:
+            raise ValueError(
+                f"the study {found.name} has no rows of {missing[0]!r}"
+                f"{f' and {len(missing) - 1} more' if missing[1:] else ''}: "
+                f"make study NAME={found.name}."
+            )
+        drawn = {found.name: found.figure(rows)}
     print(
         "\n".join(
             str(figures.save(figure, args.out / f"{name}.png")) for name, figure in drawn.items()

@@ -17,7 +17,7 @@ from .data import Images, Split
 from .experiments import baseline_of
 from .files import write_whole
 from .store import Store
-from .tables import compare, with_interval
+from .tables import compare, per_class, with_interval
 from .training import predict
 
 
@@ -151,6 +151,18 @@ def confusion_of(row: pd.Series, store: Store) -> np.ndarray:
     predicted.
     """
     return np.array(store.record(row.key)["result"]["confusion"])
+
+
+def by_class(row: pd.Series, store: Store) -> pd.DataFrame:
+    """Of a run, a row of run_variants' table, a row a class: recall, precision (percent), count of
+    test images; of a student also the number of its pseudo-labels, and their mean confidence.
+    """
+    result = store.record(row.key)["result"]
+    found = per_class(np.array(result["confusion"]), result["classes"]).round(1).set_index("class")
+    if "pseudo_counts" in result:
+        found["pseudo-labels"] = result["pseudo_counts"]
+        found["confidence"] = np.round(result["pseudo_confidence"], 2)
+    return found
 
 
 def of_model(

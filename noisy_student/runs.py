@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from .augment import check_crop, check_images
 from .data import Images, Split, check_name, check_test_set, data_key, split
+from .files import out_of_memory_said
 from .models import MODELS, build
 from .randomness import MAX_SEED, own_random_numbers
 from .recipes import Recipe, check_fields
@@ -132,8 +133,10 @@ class Run:
 
     def members(self, count: int) -> tuple[Run, ...]:
         """``count`` trainings of this run, itself the first, alike but for the member number: an
-        ensemble of teachers.
+        ensemble of teachers. Raises ValueError unless ``count`` is from 1 to 1,000.
         """
+        if not 1 <= count <= 1000:
+            raise ValueError(f"members({count}): an ensemble has from 1 to 1,000 members.")
         return tuple(replace(self, member=self.member + i) for i in range(count))
 
     def throughout(self, **changes: Any) -> Run:
@@ -498,15 +501,12 @@ def _finish(
                             bar.set_postfix_str("")
                             store.set_aside(run)
                             torch.set_num_threads(shares[run.generation])
-                            _train_run(
-                                run,
-                                train_set,
-                                test_set,
-                                splits[run.labels, run.seed],
-                                store,
-                                device,
-                                progress,
-                            )
+                            drawn = splits[run.labels, run.seed]
+                            with out_of_memory_said(
+                                f"images and network of {run}",
+                                "lower recipe.batch_size, or take smaller images",
+                            ):
+                                _train_run(run, train_set, test_set, drawn, store, device, progress)
                             record = store.find(run)
                 if record is not None:
                     records[run.key] = record
