@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
+    def images(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--data", help="the same images from elsewhere, such as an archive of their files"
+        )
+
     def machine(made: argparse.ArgumentParser) -> None:
         made.add_argument(
             "--root",
@@ -120,12 +125,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "name", help="a file in studies/, without .py: " + ", ".join(studies.study_names())
     )
+    images(made)
     machine(made)
     made = command(
         verify_,
         "train a study's cheapest rows again, and say how far they are from the committed ones",
     )
     made.add_argument("name", help="as of study")
+    images(made)
     made.add_argument("--runs", type=int, default=2, help="how many rows (default: 2)")
     machine(made)
     made = command(
@@ -288,7 +295,7 @@ def train_(args: argparse.Namespace) -> int:
 
 def study_(args: argparse.Namespace) -> int:
     found, device = studies.load_study(args.name), pick_device(args.device)
-    images, test = load(found.data, args.root)
+    images, test = load(args.data or found.data, args.root)
     rows = studies.train_study(
         found, images, test, Store(args.store), device=device, workers=_workers(args, device)
     )
@@ -298,7 +305,7 @@ def study_(args: argparse.Namespace) -> int:
 
 def verify_(args: argparse.Namespace) -> int:
     found, device = studies.load_study(args.name), pick_device(args.device)
-    images, test = load(found.data, args.root)
+    images, test = load(args.data or found.data, args.root)
     again = studies.verify(
         found,
         images,

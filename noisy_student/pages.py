@@ -60,8 +60,11 @@ trains what is missing and writes them again. Numbers are means over the seeds, 
   **right**: how many of the pseudo-labels kept are right.
 - **seeds**: how many trainings each mean is of.
 """
-HEADS = ("variant", "accuracy", "difference", "kept", "right", "seeds")
-HEADS_BY_PAGE = {"README.ko.md": ("방법", "정확도", "차이", "남긴 비율", "맞은 비율", "시드")}
+MOST_ROWS = 16  # a longer table is folded
+HEADS = ("variant", "accuracy", "difference", "to", "kept", "right", "seeds")
+HEADS_BY_PAGE = {
+    "README.ko.md": ("방법", "정확도", "차이", "비교 대상", "남긴 비율", "맞은 비율", "시드")
+}
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _INLINE = re.compile(r"(<!-- =([\w-]+): (.+?) -->)[^\n]*?(<!-- / -->)")
 _BLOCK = re.compile(r"(<!-- table ([\w-]+): (.+?) -->\n).*?(<!-- / -->)", re.DOTALL)
@@ -143,7 +146,7 @@ def table(
     found = compare(rows, {a: b for a, b in study.baseline.items() if {a, b} <= there})
     found = found.set_index("variant").reindex(list(shown or found.variant))
     baselines = found.baseline.dropna().unique()
-    variant, accuracy, gain, kept, right, seeds = heads
+    variant, accuracy, gain, against, kept, right, seeds = heads
     if score_column(rows) == "validation_accuracy":
         accuracy = "accuracy on held-out labels"
     if len(baselines) == 1:
@@ -152,12 +155,13 @@ def table(
     def difference_cell(row: pd.Series) -> str:
         text = with_interval(row.difference, row.interval, "+")
         few = f" ({row.pairs} seeds)" if text and row.pairs < row.seeds else ""
-        return text + few + (f", to {row.baseline}" if text and len(baselines) > 1 else "")
+        return text + few
 
     columns = {
         variant: [(shown or {}).get(name, name) for name in found.index],
         accuracy: [with_interval(a, b) for a, b in zip(found.accuracy, found.spread, strict=True)],
         gain: [difference_cell(row) for _, row in found.iterrows()],
+        against: list(found.baseline.fillna("")) if len(baselines) > 1 else [],
         kept: ["" if math.isnan(share) else f"{share:.0%}" for share in found.kept],
         right: ["" if math.isnan(share) else _percent(share) for share in found.pseudo_accuracy],
         seeds: found.seeds.astype(str).tolist(),
@@ -180,7 +184,10 @@ def section(study: Study, rows: pd.DataFrame) -> str:
     else:
         parts.append("*Not answered yet: there are no rows.*\n")
     if len(rows):
-        parts.append(table(study, rows))
+        text = table(study, rows)
+        if (count := rows.variant.nunique()) > MOST_ROWS:
+            text = f"<details><summary>{count} variants</summary>\n\n{text}\n</details>\n"
+        parts.append(text)
     facts = f"`make study NAME={study.name}`\n"
     if not missing:
         parts.append(f"![{_cell(study.question)}](assets/{study.name}.png)\n")
@@ -229,14 +236,23 @@ def _shown(part: str, study: Study) -> tuple[str, str]:
 
 def render(root: Path = ROOT) -> tuple[dict[Path, str], dict[str, Study]]:
     """(what RESULTS.md and the READMEs there are should say, the studies by name)."""
-    studies = {name: load_study(name, root) for name in study_names(root)}
+    readmes = {
+        path: path.read_text(encoding="utf-8") for name in READMES if (path := root / name).exists()
+    }
+    cited = [
+        found[2]
+        for text in readmes.values()
+        for found in (*_INLINE.finditer(text), *_BLOCK.finditer(text))
+    ]
+    names = study_names(root)  # those that a README cites come first
+    names = list(dict.fromkeys([*(name for name in cited if name in names), *names]))
+    studies = {name: load_study(name, root) for name in names}
     rows = {name: study.rows(root) for name, study in studies.items()}
     contents = "\n".join(f"- [{_cell(s.question)}](#{name})" for name, s in studies.items())
     sections = (section(study, rows[name]) for name, study in studies.items())
     found = {root / "RESULTS.md": "\n".join([PREAMBLE, contents + "\n", *sections])}
-    for path in (root / name for name in READMES):
-        if path.exists():
-            found[path] = fill(path.read_text(encoding="utf-8"), path.name, studies, rows)
+    for path, text in readmes.items():
+        found[path] = fill(text, path.name, studies, rows)
     return found, studies
 
 

@@ -20,16 +20,14 @@ def check_seed(seed: int) -> None:
 
 
 @contextmanager
-def own_random_numbers(device: torch.device | None = None) -> Iterator[None]:
-    """While the block lasts torch's generator is the caller's; afterwards it is as it was before.
+def own_random_numbers() -> Iterator[None]:
+    """While the block lasts torch's generators, on the CPU and on CUDA devices, are the caller's;
+    afterwards they are as they were before.
 
-    Dropout and first weights take their numbers from it, and it is one for the whole process: a
-    second thread waits, or the threads would change each other's models.
+    Dropout and first weights take their numbers from them, and they are the whole process's: a
+    second thread waits, or the threads would change each other's models. All CUDA devices, since
+    torch.manual_seed seeds them all; none where CUDA is not at work yet.
     """
-    with (
-        _LOCK,
-        torch.random.fork_rng(
-            devices=[device] if device is not None and device.type == "cuda" else []
-        ),
-    ):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with _LOCK, torch.random.fork_rng(devices=devices):
         yield

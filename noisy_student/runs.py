@@ -7,15 +7,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -32,6 +30,7 @@ from .data import Images, Split, check_name, check_test_set, data_key, split
 from .models import MODELS, build
 from .randomness import MAX_SEED, own_random_numbers
 from .recipes import Recipe, check_fields
+from .revision import git_revision
 from .step import uses_bf16
 from .store import Store
 from .training import History, State, device_title, pick_device, predict, train
@@ -394,31 +393,6 @@ def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
     }
 
 
-# of the code that was imported, whatever is committed while it runs: run_all asks at its start
-@cache
-def git_revision() -> str | None:
-    """The revision of the code, marked "+" if files were changed since; None where git does not
-    know this file.
-
-    ``git describe --dirty`` would rewrite the index, and a commit made at the same moment would
-    fail.
-    """
-    git = ["git", "-C", os.fspath(Path(__file__).parent)]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 10}
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **options)
-        revision = subprocess.run(
-            [*git, "describe", "--always", "--abbrev=12"], **options
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"],
-            **options,
-        ).stdout
-        return f"{revision}+" if changed else revision
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def run_all(
     runs: Sequence[Run],
     train_set: Images,
@@ -444,7 +418,7 @@ def run_all(
     if isinstance(runs, Run):
         raise ValueError(f"{runs} is one Run: run_all takes a list of them.")
     store = store if isinstance(store, Store) else Store(store)
-    device = pick_device(device)
+    device, _ = pick_device(device), git_revision()  # now, before somebody commits
     bound, ordered, splits = prepare(runs, train_set, test_set, saved_split)
     records = {run.key: record for run in ordered if (record := store.find(run))}
     missing = [run for run in ordered if run.key not in records]

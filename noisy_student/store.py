@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pandas as pd
 import safetensors.torch
@@ -28,15 +28,20 @@ from .data import check_classes
 from .files import load_tensors, save_tensors, write_whole
 from .models import build
 from .randomness import own_random_numbers
+from .revision import git_revision
 from .training import History, State
-
-if TYPE_CHECKING:
-    from .runs import Run
 
 VERSION = 4  # to be raised when the code changes what a Run gives; older entries are then set aside
 FILES = ("run.json", "history.csv", "model.safetensors")
 # all else in an entry is somebody's own
 SCRATCH = re.compile(r"checkpoint\.safetensors|\.[\w.]+\.[0-9a-f]{32}\.partial")
+
+
+class Keyed(Protocol):
+    """A Run, of which the store needs the key alone."""
+
+    @property
+    def key(self) -> str: ...
 
 
 class DamagedError(OSError):
@@ -50,7 +55,7 @@ class Store:
         self.folder = Path(folder).expanduser()
         self._revision_said = False
 
-    def find(self, run: Run) -> dict[str, Any] | None:
+    def find(self, run: Keyed) -> dict[str, Any] | None:
         """The record of a finished run; None where there is no sound one of this version."""
         try:
             record = self.record(run.key)
@@ -67,8 +72,6 @@ class Store:
         """Once: an entry of other code is used all the same, since only VERSION says that the code
         gives other results.
         """
-        from .runs import git_revision  # which imports this module
-
         theirs = (record.get("made_with") or {}).get("git")
         if not self._revision_said and theirs and (mine := git_revision()) and theirs != mine:
             self._revision_said = True
@@ -78,7 +81,7 @@ class Store:
                 "for trainings of this code alone give another store."
             )
 
-    def set_aside(self, run: Run) -> None:
+    def set_aside(self, run: Keyed) -> None:
         """Move an entry that ``find`` did not take out of the way; for the holder of the run's
         lock.
 
@@ -173,7 +176,7 @@ class Store:
         raise DamagedError(f"{entry} is damaged: run it again, it is then trained anew.")
 
     @contextmanager
-    def lock(self, run: Run) -> Iterator[bool]:
+    def lock(self, run: Keyed) -> Iterator[bool]:
         """True if this process may train the run now. The system frees the lock of a process that
         dies.
         """
@@ -189,7 +192,7 @@ class Store:
         yield False
 
     def save_checkpoint(
-        self, run: Run, state: State, history: History, made_with: dict[str, Any]
+        self, run: Keyed, state: State, history: History, made_with: dict[str, Any]
     ) -> None:
         facts = {
             "key": run.key,
@@ -199,7 +202,7 @@ class Store:
         }
         save_tensors(self._partial(run) / "checkpoint.safetensors", state, facts)
 
-    def load_checkpoint(self, run: Run) -> tuple[State, History, dict[str, Any]] | None:
+    def load_checkpoint(self, run: Keyed) -> tuple[State, History, dict[str, Any]] | None:
         """(state, history, made_with) that a killed training left, or None; a damaged checkpoint is
         not used.
         """
@@ -208,7 +211,7 @@ class Store:
             return None
         return found[0], json.loads(found[1]["history"]), json.loads(found[1]["made_with"])
 
-    def commit(self, run: Run, record: dict[str, Any], history: History, weights: State) -> None:
+    def commit(self, run: Keyed, record: dict[str, Any], history: History, weights: State) -> None:
         """Make the entry of a finished run appear, whole, by one rename. Raises OSError where it
         cannot be written.
         """
@@ -235,7 +238,7 @@ class Store:
             write_whole(partial / name, content)
         _remove_scratch(partial.rename(self.folder / run.key))
 
-    def unfinished(self, wanted: Iterable[Run] = ()) -> list[Path]:
+    def unfinished(self, wanted: Iterable[Keyed] = ()) -> list[Path]:
         """Folders of trainings that were begun, that nobody is at, and that are not among
         ``wanted``: checkpoints which may never be asked for.
         """
@@ -262,7 +265,7 @@ class Store:
                         gone.append(path)
         return gone
 
-    def _partial(self, run: Run) -> Path:
+    def _partial(self, run: Keyed) -> Path:
         path = self.folder / f"{run.key}.partial"
         if path.is_symlink():
             raise OSError(f"{path} is a link: remove it; a store holds none.")

@@ -185,7 +185,7 @@ def train(
         disable=not progress,
         unit="epoch",
     )
-    with own_random_numbers(device):
+    with own_random_numbers():
         for epoch in bar:
             model.train(recipe.is_noisy(epoch))
             # own seed an epoch: nothing to save

@@ -23,7 +23,7 @@ import torch
 import torchvision
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
-from noisy_student import Recipe, Run, Store, predict, run_all, runs, split, store
+from noisy_student import Recipe, Run, Store, predict, revision, run_all, runs, split, store
 from noisy_student.data import Images, data_key
 from noisy_student.models import build
 from noisy_student.runs import prepare, pseudo_labels
@@ -203,16 +203,16 @@ def test_revision_is_asked_without_touching_the_index(
     (tmp_path / "runs.py").write_text("1")
     git("add", ".")
     git("commit", "-q", "-m", "first")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
-    revision = git("rev-parse", "--short=12", "HEAD")
-    for touched, expected in ("1", revision), ("2", f"{revision}+"):
+    monkeypatch.setattr(revision, "__file__", str(tmp_path / "runs.py"))
+    made = git("rev-parse", "--short=12", "HEAD")
+    for touched, expected in ("1", made), ("2", f"{made}+"):
         (tmp_path / "runs.py").write_text(touched)
         before = (tmp_path / ".git" / "index").stat().st_mtime_ns
-        assert runs.git_revision.__wrapped__() == expected
+        assert revision.git_revision.__wrapped__() == expected
         assert (tmp_path / ".git" / "index").stat().st_mtime_ns == before
     (tmp_path / "elsewhere.py").touch()
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "elsewhere.py"))
-    assert runs.git_revision.__wrapped__() is None, (
+    monkeypatch.setattr(revision, "__file__", str(tmp_path / "elsewhere.py"))
+    assert revision.git_revision.__wrapped__() is None, (
         "a file that git does not know, as of a package installed within some repository"
     )
 

@@ -51,7 +51,7 @@ def train(model, images, targets, recipe, *, title, checkpoint, resume, **option
 runs.train = train
 recipe = Recipe(epochs=6, batch_size=50, n=1, precision="fp32")
 teacher = Run("Convnet5", 200, recipe)
-student = Run("Convnet6", 200, recipe.replace(epochs=4), teacher, "soft")
+student = Run("Convnet6", 200, recipe.replace(epochs=4), (teacher,))
 train_set, test_set = load("digits")
 open(f"{store}.{os.getpid()}.ready", "w").close()
 others = [Run("Resnet6", 100, recipe, seed=1), Run("Resnet9", 100, recipe, seed=2)]
