@@ -315,10 +315,10 @@ def plot_(args: argparse.Namespace) -> int:
         table = pd.read_csv(
             Path(args.name) / "runs.csv", dtype=words, keep_default_na=False, na_values=[""]
         )
-        drawn, seeds = report.from_tables(table), table.groupby(["experiment", "variant"]).seed
-        for (_, name), count in seeds.nunique().items():
-            if count < table.seed.nunique():
-                print(f"{name}: {count} of {table.seed.nunique()} seeds are in the table")
+        drawn, most = report.from_tables(table), table.seed.nunique()
+        counts = table.groupby(["experiment", "variant"], sort=False).seed.nunique()
+        for (_, variant), count in counts[counts < most].items():  # type: ignore[misc]
+            print(f"{variant}: {count} of {most} seeds are in the table")
     else:
         found = studies.load_study(args.name)
         rows = found.rows()
