@@ -316,9 +316,9 @@ def plot_(args: argparse.Namespace) -> int:
             Path(args.name) / "runs.csv", dtype=words, keep_default_na=False, na_values=[""]
         )
         drawn, most = report.from_tables(table), table.seed.nunique()
-        counts = table.groupby(["experiment", "variant"], sort=False).seed.nunique()
-        for (_, variant), count in counts[counts < most].items():  # type: ignore[misc]
-            print(f"{variant}: {count} of {most} seeds are in the table")
+        counts = table.groupby("variant", sort=False).seed.nunique()
+        for place, count in counts[counts < most].items():
+            print(f"{place}: {count} of {most} seeds are in the table")
     else:
         found = studies.load_study(args.name)
         rows = found.rows()
