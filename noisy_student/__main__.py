@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,7 @@ def _train_options(add: Callable[..., object]) -> None:
     )
     add("--out", default="out", type=_path, help="folder for tables and figures (default: out)")
     _machine_options(add)
+    _store_option(add)
 
 
 def _machine_options(add: Callable[..., object]) -> None:
@@ -116,21 +118,25 @@ def _machine_options(add: Callable[..., object]) -> None:
         help="runs to train at once (default: one a thread on a CPU, at most "
         "4; one on a GPU, where more pay under NVIDIA's MPS)",
     )
-    _store_option(add)
 
 
 def _store_option(add: Callable[..., object]) -> None:
     add("--store", default="runs", type=_path, help="folder of finished runs (default: runs)")
 
 
-def _study_options(add: Callable[..., object]) -> None:
+def _which_study(add: Callable[..., object]) -> None:
     add("name", help=f"a file in studies/, without .py: {', '.join(studies.study_names())}")
     add("--data", help="the same images from elsewhere, such as an archive of their files")
     _machine_options(add)
 
 
+def _study_options(add: Callable[..., object]) -> None:
+    _which_study(add)
+    _store_option(add)
+
+
 def _verify_options(add: Callable[..., object]) -> None:
-    _study_options(add)
+    _which_study(add)
     add("--runs", type=int, default=2, help="how many rows (default: 2)")
 
 
@@ -189,7 +195,7 @@ def number_of_labels(text: str | None, train: Images, saved: Split | None) -> in
         count = 0
     if 0 < count < 1:
         return round(count * int((train.labels >= 0).sum()))
-    if count < 1 or count != int(count):
+    if not 1 <= count < math.inf or count != int(count):
         raise ValueError(
             f"--labels {text} is neither a number of images nor a fraction between 0 and 1."
         )
@@ -291,13 +297,7 @@ def verify_(args: argparse.Namespace) -> int:
     found, device = studies.load_study(args.name), pick_device(args.device)
     images, test = load(args.data or found.data, args.root)
     again = studies.verify(
-        found,
-        images,
-        test,
-        Store(args.store),
-        args.runs,
-        device=device,
-        workers=_workers(args, device),
+        found, images, test, args.runs, device=device, workers=_workers(args, device)
     )
     print(again.to_string(index=False))
     print(

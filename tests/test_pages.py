@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from test_studies import STUDY, made, path_and_modules  # noqa: F401
-from test_tables import rows_of
+from test_tables import rows_of, with_keys
 
 from noisy_student import pages
 from noisy_student.pages import answer, check, render, section, table, value, write
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
     """A study with rows, one that has none yet, and two READMEs with markers."""
     made(tmp_path)
     made(tmp_path, STUDY.replace("unlabelled", "more"), "more")
-    write_rows(rows(), tmp_path / "results" / "made.csv")
+    write_rows(with_keys(rows(), load_study("made", tmp_path)), tmp_path / "results" / "made.csv")
     marked = (
         "It has <!-- =made: student --><!-- / -->%, <!-- =made: student minus alone -->x<!-- / -->."
     )
@@ -166,7 +166,8 @@ def test_pages_are_written_whole_and_then_agree(root: Path) -> None:
     assert "| 방법 | 정확도 |" in (root / "README.ko.md").read_text()
     (root / "README.md").write_text(readme.replace("75.2<", "75.3<"))
     assert check(root) == [root / "README.md"]
-    write_rows(rows().assign(accuracy=rows().accuracy + 1), root / "results" / "made.csv")
+    better = rows().assign(accuracy=rows().accuracy + 1)
+    write_rows(with_keys(better, load_study("made", root)), root / "results" / "made.csv")
     assert root / "RESULTS.md" in check(root)
 
 
