@@ -110,13 +110,13 @@ def cells(text: str) -> list[list[str]]:
 
 def test_a_table_has_what_there_is(root: Path) -> None:
     head, line, *found = cells(table(study(root), rows()))
-    assert head == ["variant", "accuracy", "difference to “alone”", "kept", "right", "seeds"]
+    assert head == ["variant", "accuracy", "difference (to “alone”)", "kept", "right", "seeds"]
     low, high = stats.t.interval(0.95, 2, 75.1666667, stats.sem(ACCURACY["student"]))
     assert found[1][:2] == ["student", f"75.2 ± {(high - low) / 2:.1f}"]
     assert found[1][3:] == ["60%", "82.2%", "3"] and found[0][2:] == ["", "", "", "3"]
     assert len({len(row) for row in (head, line, *found)}) == 1
     head, *_ = cells(table(study(root), rows_of(ACCURACY)))
-    assert head == ["variant", "accuracy", "difference to “alone”", "seeds"], "no pseudo-labels"
+    assert head == ["variant", "accuracy", "difference (to “alone”)", "seeds"], "no pseudo-labels"
     (_, _, row) = cells(table(study(root), rows(), {"student": "a | b*"}))
     assert row[0] == r"a \| b\*"
     held = rows().assign(validation_accuracy=rows().accuracy, accuracy=math.nan)
