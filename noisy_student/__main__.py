@@ -7,6 +7,7 @@ import ast
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from .data import Images, Split, check_name
 from .experiments import EXPERIMENTS, Plan, Variants, default_labels, possible
 from .files import check_writable
 from .recipes import RECIPES, named_recipe
-from .runs import prepare, run_variants
+from .runs import NoPseudoLabelError, prepare, run_variants
 from .sources import load
 from .store import Store
 from .training import device_title, pick_device
@@ -237,21 +238,28 @@ def train_(args: argparse.Namespace) -> int:
         f"{plan.labels:,} labelled images, {len(images) - plan.labels:,} unlabelled; "
         f"{len(trainings):,} trainings in all"
     )
+    finish = partial(
+        run_variants,
+        seeds=seeds,
+        train_set=images,
+        test_set=test,
+        store=store,
+        saved_split=saved,
+        device=device,
+        workers=_workers(args, device),
+    )
     done: list[pd.DataFrame] = []
     for name, variants in experiments.items():
-        table = run_variants(
-            variants,
-            seeds,
-            images,
-            test,
-            store,
-            saved_split=saved,
-            device=device,
-            workers=_workers(args, device),
-        )
+        try:
+            table = finish(variants)
+        except NoPseudoLabelError as error:  # of one student; the other experiments go on
+            print(f"\n{name}: left out: {error}")
+            continue
         done.append(table.assign(experiment=name))
         print(f"\n{name}\n{report.summary(table, test).to_string()}", flush=True)
         report.write_tables(pd.concat(done), store, args.out)
+    if not done:
+        raise ValueError("no experiment could be finished, see above.")
     table = pd.concat(done)
     if (table.generation > 0).any():
         last = table[table.generation > 0].iloc[-1]

@@ -45,6 +45,10 @@ CHECKPOINT_SECONDS = 10.0
 _ONE_CALL = RLock()
 
 
+class NoPseudoLabelError(ValueError):
+    """A student whose filter lets no pseudo-label through."""
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One training. Equal Runs have equal keys and, on one CPU and one set of library versions,
@@ -257,7 +261,7 @@ def _learn_from_teachers(
         ]
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
-        raise ValueError(
+        raise NoPseudoLabelError(
             f"{run}: no pseudo-label reaches threshold={run.threshold:g}: lower threshold (0 "
             "keeps every one)."
         )

@@ -40,7 +40,9 @@ for labels in (6000, 7000, 8000, 9000, 10_000):
     RUNS[CURVE[labels]] = Run("Resnet9", labels, SUPERVISED)
 
 SEEDS = (0, 1, 2, 3, 4)
-BASELINE = {name: f"{run.model} on labels alone, no dropout" for name, run in RUNS.items() if run.teachers}
+BASELINE = {
+    name: f"{run.model} on labels alone, no dropout" for name, run in RUNS.items() if run.teachers
+}
 FIGURE = partial(figures.forest, baseline=BASELINE)
 ANSWER = """Along the chain hardly; the last network gains by teaching itself. The fair
 baseline has no dropout, which costs labels alone some points here. Over it Convnet6 gains
