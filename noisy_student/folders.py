@@ -600,8 +600,8 @@ def _decode_all(
     if not deep or bits == 16:
         return images, faults, ""
     scale = (
-        f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} bits, since "
-        f"none is brighter than {max(deep.values()):,}: load_pictures(..., bits={bits}) reads "
+        f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} bits, "
+        f"since none is brighter than {max(deep.values()):,}: load_pictures(..., bits={bits}) reads "
         "others alike"
     )
     return images, faults, scale
