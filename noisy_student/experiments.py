@@ -197,8 +197,7 @@ def possible(variants: Variants, train: Images) -> tuple[Variants, str]:
     known, classes = int((train.labels >= 0).sum()), len(train.classes)
 
     def reason(run: Run) -> str:
-        held = round(run.holdout * run.labels)
-        if run.holdout and (held < 1 or run.labels - held < classes):
+        if run.holdout and (run.held < 1 or run.labels - run.held < classes):
             return f"a fifth of {run.labels} labels cannot be held out from {classes} classes"
         return f"there are {known:,} labels" if run.labels > known else ""
 

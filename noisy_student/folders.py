@@ -17,8 +17,9 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import PIL
@@ -40,12 +41,12 @@ MAX_JPEG_PIXELS = 256_000_000
 MAX_ARCHIVE_BYTES = 8_000_000_000  # unpacked, in memory; less for small archives, see _read_archive
 # to be raised when the pictures of a folder give other tensors: older caches are then not used
 DECODER = 5
-Image.init()  # all of Pillow's formats, not only the usual ones
 FOLDER_HINT = "put each class's images into train/<class>/"
 LARGE_BYTES = 2**30  # what takes more than this is said before it is done
 
 # a file's name inside the folder or archive -> where it is, or what it holds
 Files = dict[str, Path | bytes]
+_PILLOWS_LIMIT = Lock()
 
 
 def load_folder(
@@ -104,23 +105,21 @@ def decode_once(
     test_fraction: float = 0.2,
     drop_test_doubles: bool = False,
 ) -> tuple[Images, Images]:
-    """What :func:`noisy_student.load` gives for the files and classes of ``read``, from the cache
-    if it holds them.
+    """What :func:`noisy_student.load` gives for what ``read`` does, from the cache if it is there.
 
     path: where they come from, for messages, and for the cache's name. marks: words that change
     with the files, for ``read`` is not called where the cache has them.
     """
-    mark = hashlib.sha256(
-        json.dumps([DECODER, PIL.__version__, Image.ID, marks]).encode()
-    ).hexdigest()
+    made_by = [DECODER, PIL.__version__, sorted(_formats()), marks]
+    mark = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
     # One cache for a folder and a size: where a picture has changed, it is replaced.
     place = hashlib.sha256(json.dumps([str(path.resolve()), size]).encode()).hexdigest()
     # a file's name has at most 255 bytes, a Korean letter 3
-    cache = root / "cache" / f"{name[:60]}-{place[:16]}.safetensors"
+    cached = root / "cache" / f"{name[:60]}-{place[:16]}.safetensors"
     with out_of_memory_said(
         f"the pictures of {path}", f"give a smaller size than {size}, or fewer pictures"
     ):
-        found = load_tensors(cache)
+        found = load_tensors(cached)
         fresh = not found or found[1].get("mark") != mark
         if found and not fresh and (faults := json.loads(found[1]["faults"])):
             # What could not be read is tried again: a disk or a network may have been away.
@@ -135,8 +134,8 @@ def decode_once(
         if fresh:
             found = _decode(path, name, *read(), size, skip_unreadable, root)
             found[1]["mark"] = mark
-            save_tensors(cache, *found)
-            found = load_tensors(cache) or found  # mapped: the decoded copy is given back
+            save_tensors(cached, *found)
+            found = load_tensors(cached) or found  # mapped: the decoded copy is given back
         assert found is not None
         return _parts(path, name, *found, test_fraction, fresh, drop_test_doubles)
 
@@ -150,9 +149,7 @@ def _parts(
     near: bool,
     drop_test_doubles: bool,
 ) -> tuple[Images, Images]:
-    """Training and test images of what was decoded; near: whether nearly equal pictures are looked
-    for too.
-    """
+    """Training and test images of what was decoded; near: whether to look for near doubles too."""
     images, labels = tensors["images"], tensors["labels"]
     names, classes = json.loads(facts["names"]), tuple(json.loads(facts["classes"]))
     if facts["scale"]:
@@ -168,8 +165,7 @@ def _parts(
     if lost := set(range(len(classes))) - set(labels[kept].tolist()):
         raise ValueError(
             f"{path}: without doubles of test pictures no training picture of the class "
-            f"{classes[min(lost)]} is left: "
-            "add some, or load without drop_test_doubles."
+            f"{classes[min(lost)]} is left: add some, or load without drop_test_doubles."
         )
     if tests and len(kept) == len(train):  # next to each other: no copy
         kept, test = slice(tests, None), slice(tests)  # type: ignore[assignment]
@@ -186,70 +182,72 @@ def _say_doubles(
     near: bool,
     drop: bool,
 ) -> Tensor:
-    """Name pictures that are there twice where a score suffers, in a line; the training indices,
-    without doubles of test pictures if ``drop``. near: whether nearly equal ones are looked for
-    too, which takes some seconds for 60,000 pictures.
+    """Name pictures that are there twice where a score suffers, in a line.
+
+    near: whether to look for nearly equal ones too: seconds for 60,000 pictures. Gives the training
+    indices, without doubles of test pictures if ``drop``.
     """
-    marks, of, said = digests(images), labels.tolist(), list[str]()
+    marks, said = digests(images), list[str]()
     training, tests = train.tolist(), test.tolist()
     tested = {marks[i]: i for i in reversed(tests)}
-    seen = [i for i in training if marks[i] in tested]
-    if seen:
-        counts = {
-            part: sum(names[i].startswith(f"{part}/") for i in seen)
-            for part in ("train", "unlabeled")
-        }
-        count = " and ".join(f"{n:,} of {part}/" for part, n in counts.items() if n)
-        then = (
-            "left out"
-            if drop
-            else (
-                "the score is too good, since they are learnt by heart; "
-                "load(..., drop_test_doubles=True) leaves them out of training"
-            )
-        )
-        said.append(
-            f"{count} are test pictures too, {names[seen[0]]} (the same as "
-            f"{names[tested[marks[seen[0]]]]}) first: {then}"
-        )
-    owners: dict[bytes, list[int]] = {}
-    for i in training + tests:
-        if of[i] >= 0:
-            owners.setdefault(marks[i], []).append(i)
-    if two := [group for group in owners.values() if len({of[i] for i in group}) > 1]:
-        first, other = two[0][0], next(i for i in two[0] if of[i] != of[two[0][0]])
-        said.append(
-            f"{len(two):,} in two classes, {names[first]} (the same as {names[other]}) first: one "
-            "of the labels is wrong, "
-            "remove it"
-        )
+    if seen := [i for i in training if marks[i] in tested]:
+        said.append(_in_both([names[i] for i in seen], names[tested[marks[seen[0]]]], drop))
+    said += _in_two_classes(marks, labels.tolist(), names, training + tests)
     if near:
         learnt = {marks[i] for i in training}
         others = torch.tensor([i for i in tests if marks[i] not in learnt], dtype=torch.int64)
         if alike := near_doubles(images, train, others):
+            mine, its = (names[i] for i in alike[0])
             said.append(
-                f"{len(alike):,} of the test pictures are nearly equal to one of training, "
-                f"{names[alike[0][0]]} (to "
-                f"{names[alike[0][1]]}) first: if they show the same, the score is too good; "
-                "remove them"
+                f"{len(alike):,} of the test pictures are nearly equal to one of training, {mine} "
+                f"(to {its}) first: if they show the same, the score is too good; remove them"
             )
     if said:
         tqdm.write(f"{path}: pictures that are there twice: {'; '.join(said)}.")
-    return (
-        torch.tensor([i for i in training if marks[i] not in tested], dtype=torch.int64)
-        if drop
-        else train
-    )
+    if not drop:
+        return train
+    return torch.tensor([i for i in training if marks[i] not in tested], dtype=torch.int64)
+
+
+def _in_both(seen: list[str], test: str, drop: bool) -> str:
+    """A line on the training pictures that are test pictures too; test: what the first equals."""
+    counts = {p: sum(n.startswith(f"{p}/") for n in seen) for p in ("train", "unlabeled")}
+    count = " and ".join(f"{n:,} of {part}/" for part, n in counts.items() if n)
+    then = "left out"
+    if not drop:
+        then = (
+            "the score is too good, since they are learnt by heart; load(..., "
+            "drop_test_doubles=True) leaves them out of training"
+        )
+    return f"{count} are test pictures too, {seen[0]} (the same as {test}) first: {then}"
+
+
+def _in_two_classes(
+    marks: list[bytes], labels: list[int], names: list[str], places: list[int]
+) -> list[str]:
+    """A line on equal pictures of different labels, if there are any."""
+    owners: dict[bytes, list[int]] = {}
+    for i in places:
+        if labels[i] >= 0:
+            owners.setdefault(marks[i], []).append(i)
+    two = [group for group in owners.values() if len({labels[i] for i in group}) > 1]
+    if not two:
+        return []
+    first, other = two[0][0], next(i for i in two[0] if labels[i] != labels[two[0][0]])
+    return [
+        f"{len(two):,} in two classes, {names[first]} (the same as {names[other]}) first: one of "
+        "the labels is wrong, remove it"
+    ]
 
 
 def load_pictures(paths: Iterable[str | Path], size: int = 32, bits: int | None = None) -> Tensor:
-    """Single pictures as :func:`noisy_student.load` reads them, for :func:`noisy_student.predict`:
-    uint8, N x 3 x size x size.
+    """Single pictures for :func:`noisy_student.predict`, uint8, N x 3 x size x size.
 
-    size: that of the images that the model was trained on. bits: how many of the 16 bits of 16-bit
-    pictures are used, 8 to 16, as :func:`noisy_student.load` said of the training images if they
-    were fewer than 16; None: as these pictures have it among them. Raises OSError for a picture
-    that cannot be read, with its path, ValueError for a single path.
+    They are read as :func:`noisy_student.load` reads its own. size: that of the images that the
+    model was trained on. bits: how many of the 16 bits of 16-bit pictures are used, 8 to 16, as
+    :func:`noisy_student.load` said of the training images if they were fewer than 16; None: as
+    these pictures have it among them. Raises OSError for a picture that cannot be read, with its
+    path, ValueError for a single path.
     """
     if isinstance(paths, str | Path):
         raise ValueError(f"{str(paths)!r} is one path: load_pictures takes a list of them.")
@@ -270,22 +268,21 @@ def _sha256(path: Path) -> str:
 
 
 def _hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or a system's own: Windows puts one of these into each
-    folder of pictures that it shows.
-    """
+    """Whether a file or folder is hidden, or one that Windows puts into folders of pictures."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _list_folder(path: Path) -> tuple[Files, list[str]]:
-    """The files of a folder and of those below it, hidden ones, linked folders and links that lead
-    out of it left out; and the hidden folders.
+    """The files in and below a folder, and the hidden folders there.
+
+    Hidden files, linked folders and links that lead out of it are left out.
     """
 
     # pathlib's rglob would pass over such a folder, and over its pictures, without a word
     def refuse(error: OSError) -> None:
         raise OSError(
-            f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it "
-            "elsewhere."
+            f"{error.filename} cannot be read ({error.strerror}): make it readable, or move "
+            "it elsewhere."
         ) from error
 
     home, files, links, hidden = path.resolve(), Files(), list[str](), list[str]()
@@ -305,8 +302,7 @@ def _list_folder(path: Path) -> tuple[Files, list[str]]:
     if links:
         tqdm.write(
             f"{path}: not used: {len(links):,} links to folders, or out of it, {min(links)} "
-            "first; put the pictures "
-            "themselves there."
+            "first; put the pictures themselves there."
         )
     return files, hidden
 
@@ -319,8 +315,9 @@ def _mark(name: str, file: Path | bytes) -> str:
 
 
 def _read_archive(path: Path) -> tuple[Files, list[str]]:
-    """The files of an archive, hidden ones left out, and the hidden folders; checked to its end.
-    Raises OSError for a damaged one.
+    """The files of an archive, hidden ones left out, and the hidden folders.
+
+    It is checked to its end. Raises OSError for a damaged one.
     """
     files, total, hidden = Files(), 0, dict[str, None]()
     # pictures hardly shrink: more is a bomb
@@ -365,9 +362,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    """Names that do not say how they are written are taken for UTF-8, then for Korean (EUC-KR),
-    then for CP437, the format's own.
-    """
+    """Names of unknown encoding are read as UTF-8, Korean (EUC-KR), or CP437, the format's own."""
     for encoding in ("utf-8", "euc_kr"):
         with suppress(UnicodeDecodeError):
             return zipfile.ZipFile(path, metadata_encoding=encoding)
@@ -375,9 +370,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """(name, unpacked bytes, function that reads it) of each regular file in an archive; symbolic
-    links are not followed.
-    """
+    """(name, unpacked bytes, function that reads it) of each file in an archive, links left out."""
     if path.name.lower().endswith(".zip"):
         with _open_zip(path) as archive:
             for info in archive.infolist():
@@ -401,13 +394,14 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
 
 
 def arranged(path: Path, files: Files, hidden: list[str]) -> tuple[Files, tuple[str, ...]]:
-    """Check the layout: (the pictures by their names in it, such as train/cat/1.png, sorted, those
-    of test/ first; the class names).
+    """Check the layout: (pictures by their names in it, such as train/cat/1.png; class names).
+
+    Both are sorted: test/ comes first.
     """
     if ill := [n for n in files if any(unicodedata.category(c) in ("Cc", "Cs") for c in n)]:
         raise ValueError(
-            f"{path} has a name that is not UTF-8, or holds a control character: {ill[0]!a}; "
-            "rename it."
+            f"{path} has a name that is not UTF-8, or holds a control character: "
+            f"{ill[0]!a}; rename it."
         )
     # macOS may write the same name in two ways
     normal = {unicodedata.normalize("NFC", n): v for n, v in files.items()}
@@ -427,10 +421,8 @@ def arranged(path: Path, files: Files, hidden: list[str]) -> tuple[Files, tuple[
             for n, v in files.items()
         }
     if odd := sorted({n.split("/")[0] for n in files if "/" in n} - {*PARTS, "__MACOSX"}):
-        tqdm.write(
-            f"{path}: not used: {', '.join(f'{o}/' for o in odd)} (the parts are "
-            f"{', '.join(f'{p}/' for p in PARTS)})."
-        )
+        unused, used = (", ".join(f"{name}/" for name in names) for names in (odd, PARTS))
+        tqdm.write(f"{path}: not used: {unused} (the parts are {used}).")
     if dotted := sorted(
         n for n in hidden if n.count("/") == 1 and n.split("/")[0] in (*PARTS, "unlabelled")
     ):
@@ -449,25 +441,8 @@ def _decode(
     skip_unreadable: bool,
     root: Path,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Decode every picture: tensors "images" and "labels" in the order of names, and facts: names,
-    classes, faults and scale.
-    """
-    need, there = (
-        len(files) * 3 * size**2,
-        next(p for p in (root.resolve(), *root.resolve().parents) if p.exists()),
-    )
-    if need > LARGE_BYTES:
-        tqdm.write(
-            f"{path}: {len(files):,} pictures of {size} x {size} take {need:,} bytes of memory, "
-            "and as many on disk in "
-            f"{root / 'cache'}."
-        )
-    if need > (free := shutil.disk_usage(there).free):
-        raise OSError(
-            f"{path}: {len(files):,} pictures of {size} x {size} take {need:,} bytes on disk, and "
-            f"{there} has {free:,} free: "
-            "make room, or give another root (--root) or a smaller size."
-        )
+    """Tensors "images" and "labels", in the order of names; names, classes, faults and scale."""
+    _check_room(path, root, len(files), size)
     names = [*files]
     images, faults, scale = _decode_all(names, [*files.values()], size, None, name)
     if faults:
@@ -501,10 +476,22 @@ def _decode(
     return {"images": torch.from_numpy(images[: len(kept)]), "labels": labels}, said
 
 
+def _check_room(path: Path, root: Path, count: int, size: int) -> None:
+    """Say where ``count`` pictures take much memory; raise OSError where the disk is too full."""
+    need = count * 3 * size**2
+    take = f"{path}: {count:,} pictures of {size} x {size} take {need:,} bytes"
+    there = next(p for p in (root.resolve(), *root.resolve().parents) if p.exists())
+    if need > LARGE_BYTES:
+        tqdm.write(f"{take} of memory, and as many on disk in {root / 'cache'}.")
+    if need > (free := shutil.disk_usage(there).free):
+        raise OSError(
+            f"{take} on disk, and {there} has {free:,} free: make room, or give another root "
+            "(--root) or a smaller size."
+        )
+
+
 def _refuse_unreadable(path: Path, faults: dict[str, str], skip: bool) -> None:
-    """Raise OSError for pictures that cannot be read, by name, with the reasons; only say so if
-    they are to be left out.
-    """
+    """Raise OSError for pictures that cannot be read, with the reasons; if ``skip`` only say so."""
     bad = [f"{n} ({why})" for n, why in faults.items()]
     more = f", and {len(bad) - 10:,} more" if len(bad) > 10 else ""
     count = "an image" if len(bad) == 1 else f"{len(bad):,} images"
@@ -512,15 +499,15 @@ def _refuse_unreadable(path: Path, faults: dict[str, str], skip: bool) -> None:
     if not skip:
         raise OSError(
             f"{fault}; mend {'it' if len(bad) == 1 else 'them'}, or pass skip_unreadable=True "
-            "(--skip-unreadable; "
-            "SKIP_UNREADABLE = True in a notebook)."
+            "(--skip-unreadable; SKIP_UNREADABLE = True in a notebook)."
         )
     tqdm.write(f"{fault}: left out.")
 
 
 def _classes(path: Path, layout: Path, names: list[str]) -> tuple[str, ...]:
-    """Class names, sorted; layout: where train/ lies. Raises ValueError unless it holds two or
-    more, none empty, and test/ no others.
+    """Class names, sorted; layout: where train/ lies.
+
+    Raises ValueError unless that holds two or more, none empty, and test/ no others.
     """
     found = {
         part: {n.split("/")[1] for n in names if n.startswith(f"{part}/") and n.count("/") >= 2}
@@ -531,8 +518,8 @@ def _classes(path: Path, layout: Path, names: list[str]) -> tuple[str, ...]:
     empty = sorted(f for f in folders - found["train"] if not f.startswith("."))
     if empty:
         raise ValueError(
-            f"{path} has a class without images: {', '.join(empty)}; add some, or remove the "
-            "empty folder."
+            f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty "
+            "folder."
         )
     if astray := [n for n in names if not n.startswith("unlabeled/") and n.count("/") < 2]:
         hint = (
@@ -555,14 +542,23 @@ def _classes(path: Path, layout: Path, names: list[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _large_jpegs() -> Iterator[None]:
-    """Our limits in place of Pillow's, which knows nothing of a JPEG's fraction and warns of every
-    large one.
+    """Our limits in place of Pillow's, which ignores a JPEG's fraction and warns of large ones.
+
+    It is the whole process's: a second thread waits.
     """
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    with _PILLOWS_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_JPEG_PIXELS
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@cache
+def _formats() -> list[str]:
+    """All that Pillow reads, not only the usual ones; PostScript is a program that it would run."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _decode_all(
@@ -572,9 +568,10 @@ def _decode_all(
     bits: int | None,
     title: str | None = None,
 ) -> tuple[np.ndarray, dict[str, str], str]:
-    """Pictures, in parallel, with a progress bar if there is a title: (uint8, N x 3 x size x size;
-    why some, by name, cannot be read; a line on how 16-bit ones were read, where that is not as
-    such).
+    """Pictures, decoded in parallel, with a progress bar if there is a title.
+
+    Gives (uint8, N x 3 x size x size; why some, by name, cannot be read; a line where 16-bit ones
+    were not read as such).
 
     bits: how many of their 16 bits such pictures use, 8 to 16; None: as many as the brightest of
     all has. Cameras, scanners and microscopes give 10 to 14, and these taken for 16 would be nearly
@@ -600,14 +597,12 @@ def _decode_all(
         if bits < 16:
             list(pool.map(lambda i: _decode_into(images[i], sources[i], size, bits), deep))
     faults = {n: why for n, why in zip(names, found, strict=True) if isinstance(why, str)}
+    if not deep or bits == 16:
+        return images, faults, ""
     scale = (
-        (
-            f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} "
-            "bits, since none is brighter than "
-            f"{max(deep.values()):,}: load_pictures(..., bits={bits}) reads others alike"
-        )
-        if deep and bits < 16
-        else ""
+        f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} bits, "
+        f"since none is brighter than {max(deep.values()):,}: load_pictures(..., bits={bits}) reads "
+        "others alike"
     )
     return images, faults, scale
 
@@ -622,11 +617,8 @@ def _decode_into(
     highest that it can be); None of others.
     """
     try:
-        # PostScript is a program, and Pillow would have it run
-        formats = [name for name in Image.ID if name != "EPS"]
-        with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats
-        ) as picture:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=_formats()) as picture:
             width, height = picture.size
             # JPEG: decode at a fraction of a large picture's size
             picture.draft("RGB", (size, size))
@@ -634,46 +626,9 @@ def _decode_into(
             fraction = picture.size != (width, height) and not picture.info.get("progressive")
             if width * height > (most := MAX_JPEG_PIXELS if fraction else MAX_PIXELS):
                 return f"{width} x {height} pixels are more than {most:,}"
-            depth = _depth(picture)
-            upright = ImageOps.exif_transpose(picture)
-            clear, peak = upright.info.get("transparency"), None
-            if upright.has_transparency_data and not upright.mode.startswith("I"):
-                # PNG gives it in the file's depth, Pillow wants 8 bits
-                if depth != 8 and clear is not None and upright.mode != "P":
-                    levels = [
-                        value >> 8 if depth == 16 else value * 255 // (2**depth - 1)
-                        for value in np.ravel(clear).tolist()
-                    ]
-                    upright.info["transparency"] = (
-                        tuple(levels) if upright.mode == "RGB" else levels[0]
-                    )
-                upright = upright.convert("RGBA")
-            # Pillow would clip 16-bit grey to its darkest 256 values; that of PGM files it holds in
-            # 32 bits, in their own scale.
-            if (upright.mode, picture.format) == ("I", "PPM"):
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            elif upright.mode.startswith("I;16"):
-                grey = np.asarray(upright)
-                white = grey == clear if isinstance(clear, int) else np.zeros_like(grey, bool)
-                peak = int(grey[~white].max(initial=0))
-                upright = Image.fromarray(
-                    np.where(white, 255, (grey >> (bits - 8)).clip(max=255)).astype(np.uint8)
-                )
-            elif upright.mode in ("I", "F"):
-                return f"its {upright.mode} pixels of 32 bits have no fixed range"
-            elif depth == 16 and upright.mode in ("RGB", "RGBA"):
-                peak = 256 * int(np.asarray(upright)[..., :3].max()) + 255
-                highest = max(1, 2 ** (bits - 8) - 1)
-                bright = [min(255, value * 255 // highest) for value in range(256)]
-                upright = upright.point(bright * 3 + [*range(256)] * (upright.mode == "RGBA"))
-            if upright.mode == "RGBA":
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            rgb = upright.convert("RGB")
-            rgb = (
-                rgb
-                if rgb.size == (size, size)
-                else rgb.resize((size, size), Image.Resampling.BILINEAR)
-            )
+            rgb, peak = _upright_rgb(picture, bits)
+            if rgb.size != (size, size):
+                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
             image[:] = np.asarray(rgb).transpose(2, 0, 1)
             return peak
     except UnidentifiedImageError:
@@ -682,6 +637,45 @@ def _decode_into(
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         return " ".join(str(error).split()) or type(error).__name__
+
+
+def _upright_rgb(picture: Image.Image, bits: int) -> tuple[Image.Image, int | None]:
+    """The picture turned upright, on white, of 8 bits a value; the highest value of a 16-bit one.
+
+    Raises ValueError for 32 bits.
+    """
+    depth = _depth(picture)
+    upright = ImageOps.exif_transpose(picture)
+    clear, peak = upright.info.get("transparency"), None
+    if upright.has_transparency_data and not upright.mode.startswith("I"):
+        # PNG gives it in the file's depth, Pillow wants 8 bits
+        if depth != 8 and clear is not None and upright.mode != "P":
+            levels = [
+                value >> 8 if depth == 16 else value * 255 // (2**depth - 1)
+                for value in np.ravel(clear).tolist()
+            ]
+            upright.info["transparency"] = tuple(levels) if upright.mode == "RGB" else levels[0]
+        upright = upright.convert("RGBA")
+    # Pillow would clip 16-bit grey to its darkest 256 values; that of PGM files it holds in 32
+    # bits, in their own scale.
+    if (upright.mode, picture.format) == ("I", "PPM"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode.startswith("I;16"):
+        grey = np.asarray(upright)
+        white = grey == clear if isinstance(clear, int) else np.zeros_like(grey, bool)
+        peak = int(grey[~white].max(initial=0))
+        seen = np.where(white, 255, (grey >> (bits - 8)).clip(max=255))
+        upright = Image.fromarray(seen.astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        raise ValueError(f"its {upright.mode} pixels of 32 bits have no fixed range")
+    elif depth == 16 and upright.mode in ("RGB", "RGBA"):
+        peak = 256 * int(np.asarray(upright)[..., :3].max()) + 255
+        highest = max(1, 2 ** (bits - 8) - 1)
+        bright = [min(255, value * 255 // highest) for value in range(256)]
+        upright = upright.point(bright * 3 + [*range(256)] * (upright.mode == "RGBA"))
+    if upright.mode == "RGBA":
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return upright.convert("RGB"), peak
 
 
 def _depth(picture: Image.Image) -> int:

@@ -1,6 +1,4 @@
-"""A Run is a value that says everything that decides a result; run_all finishes a list of them,
-teachers first.
-"""
+"""A Run says everything that decides a result; run_all finishes a list of them, teachers first."""
 
 from __future__ import annotations
 
@@ -51,8 +49,9 @@ class NoPseudoLabelError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training. Equal Runs have equal keys and, on one CPU and one set of library versions,
-    equal weights.
+    """One training. Equal Runs have equal keys.
+
+    On one CPU and one set of library versions they have equal weights too.
     """
 
     model: str
@@ -137,9 +136,15 @@ class Run:
         """0 for a run on labels alone, 1 for its student, and so on."""
         return 1 + max(teacher.generation for teacher in self.teachers) if self.teachers else 0
 
+    @property
+    def held(self) -> int:
+        """How many of the labels validate."""
+        return round(self.holdout * self.labels)
+
     def members(self, count: int) -> tuple[Run, ...]:
-        """``count`` trainings of this run, itself the first, alike but for the member number: an
-        ensemble of teachers. Raises ValueError unless ``count`` is from 1 to 1,000.
+        """An ensemble: this run and others, ``count`` in all, alike but for the member number.
+
+        Raises ValueError unless ``count`` is from 1 to 1,000.
         """
         if not 1 <= count <= 1000:
             raise ValueError(f"members({count}): an ensemble has from 1 to 1,000 members.")
@@ -161,14 +166,14 @@ class Run:
         for run in teachers_first([self]):
             if run.data not in ("", data):
                 raise ValueError(
-                    f"a run was made for the data {run.data}, not {data}: give run_all the images "
-                    "it was made for."
+                    f"a run was made for the data {run.data}, not {data}: give run_all the "
+                    "images it was made for."
                 )
             if run.split not in ("", split_key):
                 raise ValueError(
                     f"a run was made for the saved split {run.split}, not "
-                    f"{split_key or 'one drawn from its seed'}: give "
-                    "run_all the saved_split it was made for."
+                    f"{split_key or 'one drawn from its seed'}: give run_all the saved_split it "
+                    "was made for."
                 )
         return self.throughout(data=data, split=split_key)
 
@@ -211,8 +216,7 @@ def teachers_first(runs: Sequence[Run]) -> list[Run]:
 
 
 def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """Which unlabelled images a student learns from, and its targets for them: (indices,
-    probabilities).
+    """The unlabelled images that a student learns from: (indices, targets: probabilities).
 
     probabilities: the teacher's, N x classes. The filter drops images below ``run.threshold``.
     Balancing brings each class to the mean count of what is left: its most confident images,
@@ -238,9 +242,7 @@ def pseudo_labels(probabilities: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def _learn_from_teachers(
     run: Run, train_set: Images, pool: Tensor, store: Store, device: torch.device
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(indices of the unlabelled images kept, targets for them, facts about them); the teachers are
-    finished.
-    """
+    """(indices of the unlabelled images kept, targets for them, facts); teachers are finished."""
     votes = []
     for teacher in run.teachers:
         model = store.model(teacher.key)
@@ -262,8 +264,8 @@ def _learn_from_teachers(
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
         raise NoPseudoLabelError(
-            f"{run}: no pseudo-label reaches threshold={run.threshold:g}: lower threshold (0 "
-            "keeps every one)."
+            f"{run}: no pseudo-label reaches threshold={run.threshold:g}: lower threshold "
+            "(0 keeps every one)."
         )
     (confidence, label), truth = targets.max(1), train_set.labels[pool[kept]]
     right = (label == truth)[truth >= 0].float()
@@ -271,9 +273,9 @@ def _learn_from_teachers(
     sums = torch.bincount(label, confidence, minlength=len(train_set.classes))
     if none := [name for name, count in zip(train_set.classes, counts, strict=True) if not count]:
         tqdm.write(
-            f"{run}: no pseudo-label of the class "
-            f"{' nor '.join(none[:3])}{', ...' if len(none) > 3 else ''}: the teachers give it to "
-            "no unlabelled image that is kept."
+            f"{run}: no pseudo-label of the class {' nor '.join(none[:3])}"
+            f"{', ...' if len(none) > 3 else ''}: the teachers give it to no unlabelled image that "
+            "is kept."
         )
     facts = {
         "pseudo_accuracy": 100 * float(right.mean()) if len(right) else None,
@@ -282,6 +284,19 @@ def _learn_from_teachers(
         "pseudo_confidence": (sums / counts.clamp(min=1)).tolist(),
     }
     return pool[kept], targets, facts
+
+
+def _training_set(
+    run: Run, train_set: Images, drawn: Split, store: Store, device: torch.device
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(indices of the images to train on, targets for them, facts about the pseudo-labels)."""
+    chosen = drawn.labeled[: run.labels - run.held]
+    targets = nn.functional.one_hot(train_set.labels[chosen], len(train_set.classes)).float()
+    if not run.teachers:
+        return chosen, targets, {"pseudo_accuracy": None, "kept": None}
+    more, soft, facts = _learn_from_teachers(run, train_set, drawn.unlabeled, store, device)
+    chosen = torch.cat([chosen.repeat(run.repeat_labels), more])
+    return chosen, torch.cat([targets.repeat(run.repeat_labels, 1), soft]), facts
 
 
 def _train_run(
@@ -294,30 +309,16 @@ def _train_run(
     progress: bool,
 ) -> None:
     """Train one run whose teachers are finished, and commit it."""
-    classes, start = len(train_set.classes), time.perf_counter()
-    held = round(run.holdout * run.labels)
-    chosen, validate = drawn.labeled[: run.labels - held], drawn.labeled[run.labels - held :]
-    targets = nn.functional.one_hot(train_set.labels[chosen], classes).float()
-    facts: dict[str, Any] = {"pseudo_accuracy": None, "kept": None}
-    if run.teachers:
-        more, soft, facts = _learn_from_teachers(run, train_set, drawn.unlabeled, store, device)
-        chosen = torch.cat([chosen.repeat(run.repeat_labels), more])
-        targets = torch.cat([targets.repeat(run.repeat_labels, 1), soft])
+    start = time.perf_counter()
+    chosen, targets, facts = _training_set(run, train_set, drawn, store, device)
     # the key, so that a student of equal size does not start as its teacher did
-    seed = int(run.key[:8], 16)
+    seed, classes = int(run.key[:8], 16), train_set.classes
+    noise = {name: getattr(run.recipe, name) for name in ("dropout", "stochastic_depth")}
     with own_random_numbers():
         torch.manual_seed(seed)
-        model = build(
-            run.model,
-            classes,
-            dropout=run.recipe.dropout,
-            stochastic_depth=run.recipe.stochastic_depth,
-        )
-    last, made_with, found = time.monotonic(), _made_with(run, device), store.load_checkpoint(run)
-    if found and {k: v for k, v in found[2].items() if k != "resumed_from"} == made_with:
-        made_with = found[2]
-    elif found:
-        made_with["resumed_from"] = found[2]
+        model = build(run.model, len(classes), **noise)
+    last, found = time.monotonic(), store.load_checkpoint(run)
+    made_with = _made_with(run, device, found[2] if found else None)
     earlier = sum(row["seconds"] for row in found[1]) if found else 0.0
 
     def checkpoint(state: Callable[[], State], history: History) -> None:
@@ -339,41 +340,31 @@ def _train_run(
         resume=found[:2] if found else None,
         checkpoint=checkpoint,
     )
-    scored = (
-        Images(train_set.images[validate], train_set.labels[validate], train_set.classes, "")
-        if held
-        else test_set
-    )
+    if run.held:
+        of = drawn.labeled[run.labels - run.held :]
+        test_set = Images(train_set.images[of], train_set.labels[of], classes, "")
     size, seconds = min(run.recipe.batch_size, len(chosen)), sum(row["seconds"] for row in history)
     steps = len(history) * (len(chosen) // size)
-    result = (
-        facts
-        | _scores(model, scored, bool(held), device)
-        | {
-            "fit": history[-1]["accuracy"],
-            "steps": steps,
-            "seconds": earlier + time.perf_counter() - start,
-            "images_per_second": steps * size / seconds,
-            "device": device_title(device),
-            "title": train_set.title,
-            "classes": train_set.classes,
-            "image_size": [*train_set.images.shape[2:]],
-        }
-    )
-    made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    said = {f.name: getattr(run, f.name) for f in fields(run)} | {
-        "recipe": asdict(run.recipe),
-        "teachers": [teacher.key for teacher in run.teachers],
+    result = facts | _scores(model, test_set, bool(run.held), device)
+    result |= {
+        "fit": history[-1]["accuracy"],
+        "steps": steps,
+        "seconds": earlier + time.perf_counter() - start,
+        "images_per_second": steps * size / seconds,
+        "device": device_title(device),
+        "title": train_set.title,
+        "classes": classes,
+        "image_size": [*train_set.images.shape[2:]],
     }
-    record = {"key": run.key, "run": said, "result": result, "made_with": made_with}
-    store.commit(
-        run, record, history, {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
-    )
+    made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+    store.commit(run, _record(run, result, made_with), history, weights)
 
 
 def _scores(model: nn.Module, scored: Images, held: bool, device: torch.device) -> dict[str, Any]:
-    """Accuracy, balanced accuracy (the mean recall of the classes that have an image) and confusion
-    counts, true class by predicted.
+    """Accuracy, balanced accuracy, and confusion counts, true class by predicted.
+
+    Balanced accuracy is the mean recall of the classes that have an image.
     """
     classes, guess = len(scored.classes), predict(model, scored.images, device=device).argmax(1)
     counts = torch.bincount(scored.labels * classes + guess, minlength=classes**2).view(
@@ -389,8 +380,18 @@ def _scores(model: nn.Module, scored: Images, held: bool, device: torch.device) 
     }
 
 
-def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
-    return {
+def _record(run: Run, result: dict[str, Any], made_with: dict[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` says of a finished run."""
+    said = {f.name: getattr(run, f.name) for f in fields(run)} | {
+        "recipe": asdict(run.recipe),
+        "teachers": [teacher.key for teacher in run.teachers],
+    }
+    return {"key": run.key, "run": said, "result": result, "made_with": made_with}
+
+
+def _made_with(run: Run, device: torch.device, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Versions and device; before: those of the checkpoint that the training goes on from."""
+    now = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
@@ -400,6 +401,9 @@ def _made_with(run: Run, device: torch.device) -> dict[str, Any]:
         "precision": "bf16" if uses_bf16(run.recipe.precision, device) else "fp32",
         "git": git_revision(),
     }
+    if before and {k: v for k, v in before.items() if k != "resumed_from"} == now:
+        return before
+    return now | {"resumed_from": before} if before else now
 
 
 def run_all(
@@ -449,8 +453,7 @@ def _run_all(
     records = {run.key: record for run in ordered if (record := store.find(run))}
     missing = [run for run in ordered if run.key not in records]
     # The runs of a generation share the threads. Counted over all runs, not the missing ones: a
-    # run's threads, and with
-    # them its last bits, must not depend on what a killed call had finished.
+    # run's threads, and with them its last bits, must not depend on what a killed call finished.
     threads = torch.get_num_threads()
     shares = {
         g: max(1, threads // min(workers, count))
@@ -510,11 +513,10 @@ def _finish(
     device: torch.device,
     progress: bool,
 ) -> None:
-    """Train each of ``runs`` unless another process does or did, until ``records``, by key, holds
-    them all.
+    """Train each of ``runs`` unless another process does or did, until ``records`` holds them all.
 
-    runs: teachers before their students. records: those of finished runs. shares: threads by
-    generation.
+    runs: teachers before their students. records: those of finished runs, by key. shares: threads
+    by generation.
     """
     waiting = list(runs)
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=not (progress and runs)) as bar:
@@ -538,8 +540,7 @@ def _finish(
                     records[run.key] = record
                     waiting.remove(run)
                     bar.update()
-                    # the first runs again: one that failed in another process must not wait for the
-                    # last
+                    # the first again: one that failed in another process must not wait for the last
                     break
             else:
                 bar.set_postfix_str("waiting for other processes")  # they train all that is left
@@ -549,8 +550,7 @@ def _finish(
 def prepare(
     runs: Sequence[Run], train_set: Images, test_set: Images, saved_split: Split | None = None
 ) -> tuple[list[Run], list[Run], dict[tuple[int, int], Split]]:
-    """(the runs bound to these images; with their teachers, teachers first; splits by number of
-    labels and seed).
+    """(the runs, bound to these images; with their teachers, these first; splits by labels, seed).
 
     Raises ValueError, or TypeError for images that are not uint8, for a run that these images
     cannot give.
@@ -577,12 +577,12 @@ def prepare(
                 f"all {len(train_set):,} images are labelled, none is left for a student to learn "
                 "from: lower labels."
             )
-        held = round(run.holdout * run.labels)
-        if run.holdout and (held < 1 or run.labels - held < len(train_set.classes)):
+        learnt, classes = run.labels - run.held, len(train_set.classes)
+        if run.holdout and (run.held < 1 or learnt < classes):
             raise ValueError(
-                f"holdout={run.holdout:g} of {run.labels} labels leaves {run.labels - held} to "
-                f"learn {len(train_set.classes)} "
-                f"classes from and {held} to validate on: raise labels, or leave the grid out."
+                f"holdout={run.holdout:g} of {run.labels} labels leaves {learnt} to learn "
+                f"{classes} classes from and {run.held} to validate on: raise labels, or leave "
+                "the grid out."
             )
     return bound, ordered, splits
 

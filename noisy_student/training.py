@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from .augment import check_images, chunk_size, flip_crop
 from .data import check_name
 from .randomness import check_seed, own_random_numbers
 from .recipes import Recipe
-from .step import make_step, sgd, uses_bf16
+from .step import Step, make_step, sgd, uses_bf16
 
 History = list[dict[str, float]]
 State = dict[str, Tensor]
@@ -147,12 +147,6 @@ def train(
     check_seed(seed)
     device, mode = pick_device(device), model.training
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = sgd(model, recipe)
-    average = (
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        if recipe.ema
-        else None
-    )
     classes = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features
     targets = probabilities(targets.cpu(), classes).to(device)
     chosen = (torch.arange(len(images)) if chosen is None else chosen).to(device)
@@ -161,21 +155,15 @@ def train(
             f"{len(targets):,} targets for {len(chosen):,} images: train needs images, and a "
             "target for each."
         )
+    size, epochs = min(recipe.batch_size, len(chosen)), recipe.epochs_for(len(chosen))
+    steps = len(chosen) // size
+    optimizer, average = sgd(model, recipe), _average(model, recipe.ema, steps * epochs, title)
     images, history = images.to(device), []
     if resume is not None:
         _restore(model, optimizer, average, resume[0])
         history = list(resume[1])
-    step, steps = make_step(model, optimizer, recipe), max(1, len(chosen) // recipe.batch_size)
-    epochs = recipe.epochs_for(len(chosen))
-    # the share of the random initial weights in the average
-    if recipe.ema ** (steps * epochs) > 0.01:
-        most = math.floor(1000 * 0.01 ** (1 / (steps * epochs))) / 1000
-        raise ValueError(
-            f"{title}: ema={recipe.ema:g} averages over about the last "
-            f"{1 / (1 - recipe.ema):,.0f} steps of only "
-            f"{steps * epochs:,}, random initial weights among them: lower recipe.ema to at most "
-            f"{most:g}."
-        )
+    step = make_step(model, optimizer, recipe)
+    update = None if average is None else partial(average.update_parameters, model)
     bar = tqdm(
         range(len(history), epochs),
         title,
@@ -191,39 +179,20 @@ def train(
             # own seed an epoch: nothing to save
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
-            start, seen, total, correct = (
-                time.perf_counter(),
-                0,
-                torch.zeros((), device=device),
-                torch.zeros((), device=device),
-            )
-            for i, (x, y) in enumerate(batches(images, chosen, targets, recipe, generator)):
-                lr = recipe.lr_at((epoch + (i + 0.5) / steps) / epochs)  # a step's middle: never 0
-                loss, right = step(normalise(x), y, lr)
-                if average is not None:
-                    average.update_parameters(model)
-                total += loss * len(x)
-                correct += right
-                seen += len(x)
-            mean = float(total) / seen  # the epoch's one wait for the device
-            if not math.isfinite(mean):
+            noisy = batches(images, chosen, targets, recipe, generator)
+            # of a step's middle: never 0
+            rates = [recipe.lr_at((epoch + (i + 0.5) / steps) / epochs) for i in range(steps)]
+            found = _epoch(step, zip(noisy, rates, strict=True), update)
+            if not math.isfinite(found["loss"]):
                 raise FloatingPointError(
-                    f"{title}: the loss is {mean} in epoch {epoch + 1} at learning rate {lr:.3g}: "
-                    "lower recipe.lr."
+                    f"{title}: the loss is {found['loss']} in epoch {epoch + 1} at learning rate "
+                    f"{found['lr']:.3g}: lower recipe.lr."
                 )
-            history.append(
-                {
-                    "epoch": epoch + 1,
-                    "loss": mean,
-                    "accuracy": 100 * float(correct) / seen,
-                    "lr": lr,
-                    "seconds": time.perf_counter() - start,
-                }
-            )
+            history.append({"epoch": epoch + 1} | found)
             bar.set_postfix(
-                loss=f"{mean:.3f}",
-                accuracy=f"{history[-1]['accuracy']:.1f}%",
-                images_per_s=f"{seen / history[-1]['seconds']:,.0f}",
+                loss=f"{found['loss']:.3f}",
+                accuracy=f"{found['accuracy']:.1f}%",
+                images_per_s=f"{steps * size / found['seconds']:,.0f}",
             )
             if checkpoint is not None and epoch + 1 < epochs:
                 checkpoint(partial(_state, model, optimizer, average), history)
@@ -231,6 +200,43 @@ def train(
         model.load_state_dict(average.module.state_dict())
     model.train(mode)
     return history
+
+
+def _epoch(
+    step: Step,
+    noisy: Iterable[tuple[tuple[Tensor, Tensor], float]],
+    update: Callable[[], None] | None,
+) -> dict[str, float]:
+    """A step with each batch at its rate, ``update`` after it; a row of History but for epoch."""
+    start, seen, total, correct = time.perf_counter(), 0, torch.tensor(0.0), torch.tensor(0.0)
+    for (x, y), lr in noisy:
+        loss, right = step(normalise(x), y, lr)
+        if update is not None:
+            update()
+        total = total + loss * len(x)
+        correct = correct + right
+        seen += len(x)
+    return {
+        "loss": float(total) / seen,  # the epoch's one wait for the device
+        "accuracy": 100 * float(correct) / seen,
+        "lr": lr,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _average(model: nn.Module, ema: float, steps: int, title: str) -> AveragedModel | None:
+    """The exponential average of the weights, None without ``ema``. Raises ValueError where the
+    random initial weights would be more than 1% of it after ``steps``.
+    """
+    if ema**steps > 0.01:
+        most = math.floor(1000 * 0.01 ** (1 / steps)) / 1000
+        raise ValueError(
+            f"{title}: ema={ema:g} averages over about the last {1 / (1 - ema):,.0f} steps of only "
+            f"{steps:,}, random initial weights among them: lower recipe.ema to at most {most:g}."
+        )
+    if not ema:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
 
 
 def _state(

@@ -8,7 +8,9 @@ import sys
 import warnings
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -521,6 +523,23 @@ def test_a_phones_large_picture_is_read(tmp_path: Path) -> None:
         (tmp_path / "c.jpg").write_bytes(content)
         load_pictures([tmp_path / "c.jpg"])
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_pillows_limit_is_back_when_two_threads_have_decoded() -> None:
+    before, inside, leave = Image.MAX_IMAGE_PIXELS, Event(), Event()
+
+    def other() -> None:
+        with folders._large_jpegs():
+            inside.set()
+            leave.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        with folders._large_jpegs():
+            done = pool.submit(other)
+            together = inside.wait(0.2)
+        leave.set()
+        done.result()
+    assert before == Image.MAX_IMAGE_PIXELS and not together
 
 
 def test_a_tilde_is_the_home_folder(

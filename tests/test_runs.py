@@ -267,6 +267,23 @@ def test_same_run_same_bits_in_any_order(tiny: Pair, tmp_path: Path) -> None:
     assert weights(tmp_path / "a", a.key[0]) != weights(tmp_path / "a", a.key[1])
 
 
+def test_what_the_keys_of_stored_runs_stand_for_stays() -> None:
+    """A key says what differs from the defaults: with another default it would stand for another
+    training.
+    """
+    run = Run("Convnet5", 20, Recipe(epochs=2, batch_size=10, n=1, precision="fp32"))
+    assert run.key == "73edcd4e66ce37fa1417"
+    assert repr(Recipe()) == (
+        "Recipe(epochs=100, min_steps=0, batch_size=128, lr=0.1, schedule='triangular', "
+        "momentum=0.9, weight_decay=0.001, label_smoothing=0.0, n=2, m=10.0, flip=True, crop=4, "
+        "dropout=0.5, stochastic_depth=0.0, ema=0.0, precision='auto')"
+    )
+    assert repr(Run("Convnet5", 20)).partition("), ")[2] == (
+        "teachers=(), pseudo='soft', threshold=0.0, balance=False, flip_average=False, "
+        "repeat_labels=1, member=0, seed=0, holdout=0.0, data='', split='')"
+    )
+
+
 def test_every_field_changes_the_key() -> None:
     alone = {"labels": 30, "seed": 1, "holdout": 0.2}  # the same for a student and its teacher
     changes = {
@@ -1082,30 +1099,31 @@ def test_filter_and_balance() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("run", "change", "message"),
     [
-        {"model": "Resnet8"},
-        {"pseudo": "softish"},
-        {"pseudo": "none"},
-        {"teachers": TEACHER},
-        {"threshold": 2},
-        {"holdout": -1},
-        {"labels": 1},
-        {"repeat_labels": 0},
-        {"repeat_labels": 10**6},
-        {"member": -1},
-        {"seed": -1},
-        {"seed": True},
-        {"balance": 1},
-        {"flip_average": 0},
-        {"seed": 1},
-        {"labels": 30},
-        {"holdout": 0.5},
+        (TEACHER, {"model": "Resnet8"}, "model 'Resnet8'"),
+        (STUDENT, {"pseudo": "softish"}, "pseudo-label kind 'softish'"),
+        (STUDENT, {"pseudo": "none"}, "pseudo-label kind 'none'"),
+        (STUDENT, {"teachers": TEACHER}, "is not a tuple of Runs"),
+        (TEACHER, {"recipe": "quick"}, "recipe='quick' is not a Recipe"),
+        (STUDENT, {"threshold": 2}, "threshold=2 is not a number from 0 to 1"),
+        (TEACHER, {"holdout": -1}, "holdout=-1 is not a number from 0 to 0.9"),
+        (TEACHER, {"labels": 1}, "labels=1 is not a whole number from 2"),
+        (STUDENT, {"repeat_labels": 0}, "repeat_labels=0 is not a whole number from 1"),
+        (STUDENT, {"repeat_labels": 10**6}, "repeat_labels=1000000 is not .* to 1,000"),
+        (TEACHER, {"member": -1}, "member=-1 is not a whole number from 0"),
+        (TEACHER, {"seed": -1}, "seed=-1 is not a whole number from 0"),
+        (TEACHER, {"seed": True}, "seed=True is not a whole number from 0"),
+        (STUDENT, {"balance": 1}, "balance=1 is neither True nor False"),
+        (STUDENT, {"flip_average": 0}, "flip_average=0 is neither True nor False"),
+        (STUDENT, {"seed": 1}, "seed=1 of a student and seed=0 of its teacher"),
+        (STUDENT, {"labels": 30}, "labels=30 of a student and labels=20 of its teacher"),
+        (STUDENT, {"holdout": 0.5}, "holdout=0.5 of a student and holdout=0.0 of its teacher"),
     ],
 )
-def test_bad_runs(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError):
-        replace(STUDENT, **change)  # type: ignore[arg-type]
+def test_bad_runs(run: Run, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(run, **change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
