@@ -601,8 +601,8 @@ def _decode_all(
         return images, faults, ""
     scale = (
         f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} bits, "
-        f"since none is brighter than {max(deep.values()):,}: load_pictures(..., bits={bits}) reads "
-        "others alike"
+        f"since none is brighter than {max(deep.values()):,}: load_pictures(..., bits={bits}) "
+        "reads others alike"
     )
     return images, faults, scale
 
