@@ -25,7 +25,7 @@ BASELINE = {
     for steps, more in pairwise(STEPS)
 }
 FIGURE = partial(figures.line, x=PLACE, series=LINE, xlabel="optimizer steps", log=True)
-ANSWER = """About a thousand, and the smallest network a little more. From 1,000 to 2,000
+ANSWER = """About a thousand. From 1,000 to 2,000
 steps of 20 images Convnet5 on 20 labels changes by
 {Convnet5, 20 labels, 2,000 steps minus Convnet5, 20 labels, 1,000 steps} points, on 100 labels by
 {Convnet5, 100 labels, 2,000 steps minus Convnet5, 100 labels, 1,000 steps}, and Resnet9 by
