@@ -355,6 +355,7 @@ def _train_run(
         "title": train_set.title,
         "classes": classes,
         "image_size": [*train_set.images.shape[2:]],
+        "bits": train_set.bits,
     }
     made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
