@@ -532,7 +532,7 @@ def main() -> None:
     path = Path(args.out) / f"{name}.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["part"])
     table = table[~table.part.isin(parts)]
-    for part in sorted(parts, key=PARTS.index):
+    for part in (part for part in PARTS if part in parts):
         for rows in measured(part, args, data, device):
             rows = rows.assign(part=part, device=title, torch=torch.__version__)
             table = pd.concat([table, rows])

@@ -98,9 +98,7 @@ def data_key(train: Images, test: Images) -> str:
 
 
 def check_classes(mine: Sequence[str | None], its: Sequence[str | None], me: str, it: str) -> None:
-    """Raise ValueError for two lists of class names, of ``me`` and ``it``, that differ in a name,
-    their order or their length.
-    """
+    """Raise ValueError for lists of class names, of ``me`` and ``it``, that differ in any way."""
     for i, names in enumerate(zip_longest(mine, its)):
         if names[0] != names[1]:
             raise ValueError(
@@ -250,8 +248,7 @@ def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Indices of the labelled images, ordered so that every prefix is stratified (Webster's
-    apportionment).
+    """Indices of labelled images, of which every prefix is stratified (Webster's apportionment).
 
     The r-th image of a class of n, in random order, has rank (r + 1/2) / n; the first of each class
     comes before all.
