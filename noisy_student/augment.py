@@ -332,8 +332,8 @@ def check_images(images: Tensor) -> None:
     """Raise TypeError or ValueError unless ``images`` are uint8, N x 3 x H x W."""
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"images are a {type(images).__name__}, not a torch tensor: torch.from_numpy makes "
-            "one of an array."
+            f"images are a {type(images).__name__}, not a torch tensor: "
+            "torch.from_numpy makes one of an array."
         )
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}, not uint8 with values from 0 to 255.")

@@ -55,8 +55,8 @@ class Plan:
             RandAugment(n, m)  # raises what is wrong with them
         if self.label_counts and min(self.label_counts) < self.labels:
             raise ValueError(
-                f"label_counts={self.label_counts} has a count below labels={self.labels}: leave "
-                "it out."
+                f"label_counts={self.label_counts} has a count below labels={self.labels}: "
+                "leave it out."
             )
 
     def replace(self, changes: Mapping[str, Any]) -> Plan:

@@ -281,8 +281,8 @@ def _list_folder(path: Path) -> tuple[Files, list[str]]:
     # pathlib's rglob would pass over such a folder, and over its pictures, without a word
     def refuse(error: OSError) -> None:
         raise OSError(
-            f"{error.filename} cannot be read ({error.strerror}): make it readable, or move "
-            "it elsewhere."
+            f"{error.filename} cannot be read ({error.strerror}): "
+            "make it readable, or move it elsewhere."
         ) from error
 
     home, files, links, hidden = path.resolve(), Files(), list[str](), list[str]()
@@ -518,8 +518,8 @@ def _classes(path: Path, layout: Path, names: list[str]) -> tuple[str, ...]:
     empty = sorted(f for f in folders - found["train"] if not f.startswith("."))
     if empty:
         raise ValueError(
-            f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty "
-            "folder."
+            f"{path} has a class without images: {', '.join(empty)}; "
+            "add some, or remove the empty folder."
         )
     if astray := [n for n in names if not n.startswith("unlabeled/") and n.count("/") < 2]:
         hint = (
@@ -600,8 +600,8 @@ def _decode_all(
         return images, faults, ""
     scale = (
         f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} bits, "
-        f"since none is brighter than {max(deep.values()):,}: load_pictures(..., bits={bits}) "
-        "reads others alike"
+        f"since none is brighter than {max(deep.values()):,}: "
+        f"load_pictures(..., bits={bits}) reads others alike"
     )
     return images, faults, scale
 

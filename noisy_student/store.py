@@ -161,8 +161,8 @@ class Store:
                 record = json.loads(contents["run.json"])
                 if record.get("key") != key:
                     raise DamagedError(
-                        f"{entry} holds another run, {record.get('key')}: run it again, it is "
-                        "then trained anew."
+                        f"{entry} holds another run, {record.get('key')}: "
+                        "run it again, it is then trained anew."
                     )
                 result = record.get("result") or {}
                 result["confusion"] = _dense(result.get("confusion"))

@@ -153,8 +153,8 @@ def train(
     chosen = (torch.arange(len(images)) if chosen is None else chosen).to(device)
     if not 0 < len(chosen) == len(targets):
         raise ValueError(
-            f"{len(targets):,} targets for {len(chosen):,} images: train needs images, and a "
-            "target for each."
+            f"{len(targets):,} targets for {len(chosen):,} images: "
+            "train needs images, and a target for each."
         )
     size, epochs = min(recipe.batch_size, len(chosen)), recipe.epochs_for(len(chosen))
     steps = len(chosen) // size
