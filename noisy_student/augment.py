@@ -323,8 +323,7 @@ def check_crop(crop: int, images: Tensor, where: str = "") -> None:
     if not 0 <= crop < min(height, width):
         raise ValueError(
             f"{where}crop={crop} is not a number of pixels from 0 to {min(height, width) - 1}, "
-            "which images of "
-            f"{height}x{width} allow: change recipe.crop."
+            f"which images of {height}x{width} allow: change recipe.crop."
         )
 
 
