@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,7 @@ from .data import Images, Split, check_name
 from .experiments import EXPERIMENTS, Plan, Variants, default_labels, possible
 from .files import check_writable
 from .recipes import RECIPES, named_recipe
-from .runs import prepare, run_variants
+from .runs import NoPseudoLabelError, prepare, run_variants
 from .sources import load
 from .store import Store
 from .training import device_title, pick_device
@@ -100,6 +102,7 @@ def _train_options(add: Callable[..., object]) -> None:
     )
     add("--out", default="out", type=_path, help="folder for tables and figures (default: out)")
     _machine_options(add)
+    _store_option(add)
 
 
 def _machine_options(add: Callable[..., object]) -> None:
@@ -116,21 +119,25 @@ def _machine_options(add: Callable[..., object]) -> None:
         help="runs to train at once (default: one a thread on a CPU, at most "
         "4; one on a GPU, where more pay under NVIDIA's MPS)",
     )
-    _store_option(add)
 
 
 def _store_option(add: Callable[..., object]) -> None:
     add("--store", default="runs", type=_path, help="folder of finished runs (default: runs)")
 
 
-def _study_options(add: Callable[..., object]) -> None:
+def _which_study(add: Callable[..., object]) -> None:
     add("name", help=f"a file in studies/, without .py: {', '.join(studies.study_names())}")
     add("--data", help="the same images from elsewhere, such as an archive of their files")
     _machine_options(add)
 
 
+def _study_options(add: Callable[..., object]) -> None:
+    _which_study(add)
+    _store_option(add)
+
+
 def _verify_options(add: Callable[..., object]) -> None:
-    _study_options(add)
+    _which_study(add)
     add("--runs", type=int, default=2, help="how many rows (default: 2)")
 
 
@@ -189,7 +196,7 @@ def number_of_labels(text: str | None, train: Images, saved: Split | None) -> in
         count = 0
     if 0 < count < 1:
         return round(count * int((train.labels >= 0).sum()))
-    if count < 1 or count != int(count):
+    if not 1 <= count < math.inf or count != int(count):
         raise ValueError(
             f"--labels {text} is neither a number of images nor a fraction between 0 and 1."
         )
@@ -231,21 +238,28 @@ def train_(args: argparse.Namespace) -> int:
         f"{plan.labels:,} labelled images, {len(images) - plan.labels:,} unlabelled; "
         f"{len(trainings):,} trainings in all"
     )
+    finish = partial(
+        run_variants,
+        seeds=seeds,
+        train_set=images,
+        test_set=test,
+        store=store,
+        saved_split=saved,
+        device=device,
+        workers=_workers(args, device),
+    )
     done: list[pd.DataFrame] = []
     for name, variants in experiments.items():
-        table = run_variants(
-            variants,
-            seeds,
-            images,
-            test,
-            store,
-            saved_split=saved,
-            device=device,
-            workers=_workers(args, device),
-        )
+        try:
+            table = finish(variants)
+        except NoPseudoLabelError as error:  # of one student; the other experiments go on
+            print(f"\n{name}: left out: {error}")
+            continue
         done.append(table.assign(experiment=name))
         print(f"\n{name}\n{report.summary(table, test).to_string()}", flush=True)
         report.write_tables(pd.concat(done), store, args.out)
+    if not done:
+        raise ValueError("no experiment could be finished, see above.")
     table = pd.concat(done)
     if (table.generation > 0).any():
         last = table[table.generation > 0].iloc[-1]
@@ -291,13 +305,7 @@ def verify_(args: argparse.Namespace) -> int:
     found, device = studies.load_study(args.name), pick_device(args.device)
     images, test = load(args.data or found.data, args.root)
     again = studies.verify(
-        found,
-        images,
-        test,
-        Store(args.store),
-        args.runs,
-        device=device,
-        workers=_workers(args, device),
+        found, images, test, args.runs, device=device, workers=_workers(args, device)
     )
     print(again.to_string(index=False))
     print(

@@ -38,14 +38,15 @@ class Images:
     """A data set in memory.
 
     images: uint8, N x 3 x H x W. labels: int64, N, in 0..len(classes)-1, or -1 where the label is
-    not known. name: a short lower-case name; ``title`` is the one for people. Raises ValueError for
-    other labels.
+    not known. name: a short lower-case name; ``title`` is the one for people. bits: of 16, which
+    16-bit pictures were read as using. Raises ValueError for other labels.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     name: str
+    bits: int = 16
 
     def __post_init__(self) -> None:
         lowest, highest = (

@@ -169,7 +169,8 @@ def _parts(
         )
     if tests and len(kept) == len(train):  # next to each other: no copy
         kept, test = slice(tests, None), slice(tests)  # type: ignore[assignment]
-    return tuple(Images(images[i], labels[i], classes, name) for i in (kept, test))  # type: ignore[return-value]
+    bits = int(facts["bits"])
+    return tuple(Images(images[i], labels[i], classes, name, bits) for i in (kept, test))  # type: ignore[return-value]
 
 
 def _say_doubles(
@@ -254,7 +255,7 @@ def load_pictures(paths: Iterable[str | Path], size: int = 32, bits: int | None 
     if bits is not None and bits not in range(8, 17):
         raise ValueError(f"bits={bits!r} is not a whole number from 8 to 16, nor None.")
     found = [Path(path).expanduser() for path in paths]
-    images, faults, scale = _decode_all([*map(str, found)], found, size, bits)
+    images, faults, _, scale = _decode_all([*map(str, found)], found, size, bits)
     for path, fault in faults.items():
         raise OSError(f"{path} cannot be read ({fault}): mend it, or leave it out.")
     if scale:
@@ -444,7 +445,7 @@ def _decode(
     """Tensors "images" and "labels", in the order of names; names, classes, faults and scale."""
     _check_room(path, root, len(files), size)
     names = [*files]
-    images, faults, scale = _decode_all(names, [*files.values()], size, None, name)
+    images, faults, bits, scale = _decode_all(names, [*files.values()], size, None, name)
     if faults:
         _refuse_unreadable(path, faults, skip_unreadable)
     kept = [i for i, n in enumerate(names) if n not in faults]
@@ -472,6 +473,7 @@ def _decode(
         "classes": json.dumps(classes),
         "faults": json.dumps(faults),
         "scale": f"{path}: {scale}" if scale else "",
+        "bits": str(bits),
     }
     return {"images": torch.from_numpy(images[: len(kept)]), "labels": labels}, said
 
@@ -566,11 +568,11 @@ def _decode_all(
     size: int,
     bits: int | None,
     title: str | None = None,
-) -> tuple[np.ndarray, dict[str, str], str]:
+) -> tuple[np.ndarray, dict[str, str], int, str]:
     """Pictures, decoded in parallel, with a progress bar if there is a title.
 
-    Gives (uint8, N x 3 x size x size; why some, by name, cannot be read; a line where 16-bit ones
-    were not read as such).
+    Gives (uint8, N x 3 x size x size; why some, by name, cannot be read; the bits of 16-bit ones; a
+    line where these were not read as of 16).
 
     bits: how many of their 16 bits such pictures use, 8 to 16; None: as many as the brightest of
     all has. Cameras, scanners and microscopes give 10 to 14, and these taken for 16 would be nearly
@@ -597,13 +599,13 @@ def _decode_all(
             list(pool.map(lambda i: _decode_into(images[i], sources[i], size, bits), deep))
     faults = {n: why for n, why in zip(names, found, strict=True) if isinstance(why, str)}
     if not deep or bits == 16:
-        return images, faults, ""
+        return images, faults, 16, ""
     scale = (
         f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} bits, "
         f"since none is brighter than {max(deep.values()):,}: "
         f"load_pictures(..., bits={bits}) reads others alike"
     )
-    return images, faults, scale
+    return images, faults, bits, scale
 
 
 def _decode_into(

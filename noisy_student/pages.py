@@ -150,7 +150,7 @@ def table(
     if score_column(rows) == "validation_accuracy":
         accuracy = "accuracy on held-out labels"
     if len(baselines) == 1:
-        gain += f" to “{(shown or {}).get(baselines[0], baselines[0])}”"
+        gain += f" ({heads[3]} “{(shown or {}).get(baselines[0], baselines[0])}”)"
 
     def difference_cell(row: pd.Series) -> str:
         text = with_interval(row.difference, row.interval, "+")

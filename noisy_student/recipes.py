@@ -103,7 +103,8 @@ def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: s
     """
     numbers: dict[str, Any] = {"int": Integral, "float": Real}
     for field in fields(value):
-        name, kind, found = field.name, field.type, getattr(value, field.name)
+        name, found = field.name, getattr(value, field.name)
+        kind = getattr(field.type, "__name__", field.type)  # a text, or the type itself
         low, high = ranges.get(name, (-math.inf, math.inf))
         if kind == "bool" and not isinstance(found, bool):
             raise ValueError(f"{where}{name}={found!r} is neither True nor False.")
@@ -176,7 +177,9 @@ RECIPES = {
     "long": Method(_LONG, _LONG.replace(epochs=30, weight_decay=5e-4), repeat_labels=6),
     "full": Method(
         _LONG,
-        _LONG.replace(epochs=50, batch_size=512, lr=0.4, weight_decay=5e-4, n=1, m=5),
+        _LONG.replace(
+            epochs=50, min_steps=2000, batch_size=512, lr=0.4, weight_decay=5e-4, n=1, m=5
+        ),
         threshold=0.8,
         repeat_labels=3,
     ),  # a GPU

@@ -15,6 +15,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ PSEUDO = ("soft", "hard")
 # how a student learns from its teachers
 STUDENT_OPTIONS = ("pseudo", "threshold", "balance", "flip_average", "repeat_labels")
 CHECKPOINT_SECONDS = 10.0
+_ONE_CALL = RLock()
+
+
+class NoPseudoLabelError(ValueError):
+    """A student whose filter lets no pseudo-label through."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,19 +109,19 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """A hash of what differs from the defaults, the teachers' keys included: a new field leaves
-        it as it was.
+        """A hash of what differs from the defaults, the teachers' keys included.
+
+        So a new field leaves the keys of finished runs as they were, and no default may change.
         """
         said = {
             f.name: getattr(self, f.name)
             for f in fields(self)
             if getattr(self, f.name) != f.default
         }
-        said["recipe"] = {
-            f.name: getattr(self.recipe, f.name)
-            for f in fields(self.recipe)
-            if getattr(self.recipe, f.name) != f.default
-        }
+        usual = asdict(Recipe())  # not the defaults of a subclass, which has a name of its own
+        said["recipe"] = {k: v for k, v in asdict(self.recipe).items() if v != usual.get(k)}
+        if type(self.recipe) is not Recipe:
+            said["kind of recipe"] = type(self.recipe).__name__
         said["teachers"] = [teacher.key for teacher in self.teachers]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -257,7 +263,7 @@ def _learn_from_teachers(
         ]
     kept, targets = pseudo_labels(torch.stack(votes).mean(0), run)
     if not len(kept):
-        raise ValueError(
+        raise NoPseudoLabelError(
             f"{run}: no pseudo-label reaches threshold={run.threshold:g}: lower threshold "
             "(0 keeps every one)."
         )
@@ -349,6 +355,7 @@ def _train_run(
         "title": train_set.title,
         "classes": classes,
         "image_size": [*train_set.images.shape[2:]],
+        "bits": train_set.bits,
     }
     made_with["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
@@ -418,12 +425,29 @@ def run_all(
     must do so under ``if __name__ == "__main__":``, since they are started by importing it. The
     images are then one copy for all in a temporary file, the caller's tensors too: these no longer
     share memory with arrays that they were made of. Raises ValueError, before anything is trained,
-    for runs that these images cannot give.
+    for runs that these images cannot give. A call in another thread waits for this one. On a CPU
+    the C library keeps what is freed from then on (see :func:`~noisy_student.train`).
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers={workers!r} is not a whole number from 1.")
     if isinstance(runs, Run):
         raise ValueError(f"{runs} is one Run: run_all takes a list of them.")
+    # One call of a process at a time: the number of threads is the whole process's.
+    with _ONE_CALL:
+        return _run_all(runs, train_set, test_set, store, saved_split, device, workers, progress)
+
+
+def _run_all(
+    runs: Sequence[Run],
+    train_set: Images,
+    test_set: Images,
+    store: Store | str | Path,
+    saved_split: Split | None,
+    device: str | torch.device | None,
+    workers: int,
+    progress: bool,
+) -> pd.DataFrame:
+    """The part of :func:`run_all` that its lock protects."""
     store = store if isinstance(store, Store) else Store(store)
     device, _ = pick_device(device), git_revision()  # now, before somebody commits
     bound, ordered, splits = prepare(runs, train_set, test_set, saved_split)
@@ -465,6 +489,9 @@ def run_variants(
     seeds: for all variants, or by variant. A variant's Run, and its teachers, take the seed in
     place of their own.
     """
+    for some in seeds.values() if isinstance(seeds, Mapping) else [seeds]:
+        if len(set(some)) < len(some):  # would count as two, and narrow the intervals
+            raise ValueError(f"seeds={list(some)} names a seed twice: give each once.")
     by_variant = seeds if isinstance(seeds, Mapping) else dict.fromkeys(variants, seeds)
     runs = [
         (name, run.throughout(seed=seed))
@@ -536,10 +563,8 @@ def prepare(
             f"{train_set.title} has the single class {''.join(train_set.classes)}: "
             "a classifier needs two or more."
         )
-    bound = [
-        run.bind(data_key(train_set, test_set), saved_split.key if saved_split else "")
-        for run in runs
-    ]
+    data, drawn = data_key(train_set, test_set), saved_split.key if saved_split else ""
+    bound = [run.bind(data, drawn) for run in runs]
     ordered = teachers_first(bound)
     wanted = {(run.labels, run.seed) for run in ordered}
     splits = {

@@ -55,15 +55,18 @@ def load(
     """
     if not isinstance(size, int) or not 16 <= size <= 512:
         raise ValueError(f"size={size!r} is not a whole number from 16 to 512.")
-    if str(source) == "cifar10-jpeg":
-        return _cifar10_jpeg(Path(root), size)
+    root = Path(root).expanduser()
     if str(source) in NAMED:
-        if drop_test_doubles:
+        if drop_test_doubles or size != 32:
+            option = "drop_test_doubles" if drop_test_doubles else f"size={size}"
             raise ValueError(
-                f"drop_test_doubles is for a folder or archive of images, not for {source}."
+                f"{option} is for a folder or archive of images, not for {source}, "
+                "whose images are 32 x 32."
             )
+        if str(source) == "cifar10-jpeg":
+            return _cifar10_jpeg(root)
         read = {"digits": _digits, "svhn": _svhn}.get(str(source), _cifar)
-        return read(str(source), Path(root))
+        return read(str(source), root)
     path = Path(source).expanduser()
     if not path.exists():
         if len(path.parts) == 1 and not path.suffix:
@@ -72,9 +75,7 @@ def load(
             f"{path} does not exist: give a folder or archive of images, or one of "
             f"{', '.join(NAMED)}."
         )
-    return load_folder(
-        path, Path(root).expanduser(), size, skip_unreadable, test_fraction, drop_test_doubles
-    )
+    return load_folder(path, root, size, skip_unreadable, test_fraction, drop_test_doubles)
 
 
 # ---------------------------------------------------------------------------------- named data sets
@@ -112,7 +113,7 @@ def _cifar(name: str, root: Path) -> tuple[Images, Images]:
     return part(True), part(False)
 
 
-def _cifar10_jpeg(root: Path, size: int) -> tuple[Images, Images]:
+def _cifar10_jpeg(root: Path) -> tuple[Images, Images]:
     """CIFAR-10 with each picture saved as ``JPEG`` says: what :func:`load` gives for a folder or an
     archive ``cifar10-jpeg`` of the files <part>/<class>/NNNN.jpg. NNNN counts a class's pictures in
     the official order. The files are not kept. Raises ValueError without the package jpeglib.
@@ -137,7 +138,7 @@ def _cifar10_jpeg(root: Path, size: int) -> tuple[Images, Images]:
         return arranged(root / CIFAR10.filename, pictures, [])
 
     marks = [CIFAR10.tgz_md5, json.dumps(JPEG)]
-    return decode_once("cifar10-jpeg", root / CIFAR10.filename, files, marks, root, size)
+    return decode_once("cifar10-jpeg", root / CIFAR10.filename, files, marks, root, 32)
 
 
 def _as_jpeg(pictures: Sequence[np.ndarray]) -> list[bytes]:

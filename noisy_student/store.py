@@ -142,6 +142,7 @@ class Store:
             )
         model.load_state_dict(safetensors.torch.load(contents["model.safetensors"]))
         model.image_size, model.classes = result.get("image_size"), names
+        model.bits = result.get("bits", 16)
         return model.eval()
 
     def _entry(self, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -72,14 +73,19 @@ class Study:
     def rows(self, root: Path = ROOT) -> pd.DataFrame:
         """Those of results/<name>.csv, by variant and seed; none where there is no such file.
 
-        Raises ValueError for rows of a variant that the study does not have.
+        Raises ValueError for a row of a variant that the study does not have, or that is of another
+        Run than the study says now.
         """
         path = root / "results" / f"{self.name}.csv"
-        if not path.exists():
-            return pd.DataFrame(columns=list(ROW_COLUMNS))
-        rows = read_rows(path)
-        for name in rows.variant.unique():
-            check_name(f"variant in {path.name}", name, self.runs)
+        rows = read_rows(path) if path.exists() else pd.DataFrame(columns=list(ROW_COLUMNS))
+        for row in rows.itertuples():
+            check_name(f"variant in {path.name}", row.variant, self.runs)
+            if self.run(row.variant, row.seed, row.data).key != row.key:  # type: ignore[arg-type]
+                raise ValueError(
+                    f"{path.name}: the row of {row.variant!r}, seed {row.seed}, is of "
+                    f"another training than the study says: make study "
+                    f"NAME={self.name} replaces it."
+                )
         place = {name: i for i, name in enumerate(self.runs)}
         return (
             rows.assign(place=rows.variant.map(place))
@@ -87,6 +93,10 @@ class Study:
             .drop(columns="place")
             .reset_index(drop=True)
         )
+
+    def run(self, variant: str, seed: int, data: str) -> Run:
+        """A variant's training with this seed, of these images (see data.data_key)."""
+        return self.runs[variant].throughout(seed=seed).bind(data, "")
 
 
 def study_names(root: Path = ROOT) -> list[str]:
@@ -155,8 +165,8 @@ def _module(path: Path) -> ModuleType:
 def runs_of(study: Study, data: str) -> dict[tuple[str, int], Run]:
     """The study's trainings by variant and seed, for these images (see data.data_key)."""
     return {
-        (variant, seed): run.throughout(seed=seed).bind(data, "")
-        for variant, run in study.runs.items()
+        (variant, seed): study.run(variant, seed, data)
+        for variant in study.runs
         for seed in study.seeds[variant]
     }
 
@@ -171,10 +181,12 @@ def train_study(
 ) -> pd.DataFrame:
     """Train what the study's rows lack, write results/<name>.csv, and give all rows.
 
-    A row of a variant that was changed since is replaced, and one of another seed left out.
-    options: those of run_all. Raises ValueError where there are rows of other images.
+    A row of a variant that was changed since is replaced; one of a variant or seed that the study
+    no longer has is left out. options: those of run_all. Raises ValueError where there are rows of
+    other images.
     """
-    data, rows = data_key(train_set, test_set), study.rows(root)
+    data, path = data_key(train_set, test_set), root / "results" / f"{study.name}.csv"
+    rows = read_rows(path) if path.exists() else pd.DataFrame(columns=list(ROW_COLUMNS))
     if others := sorted(set(rows.data) - {data}):
         raise ValueError(
             f"the rows of the study {study.name} are of the data {others[0]}, not {data}: "
@@ -183,16 +195,15 @@ def train_study(
     wanted = runs_of(study, data)
     keys = {(*at, run.key): run for at, run in wanted.items()}
     there = list(zip(rows.variant, rows.seed, rows.key, strict=True))
-    rows = rows[[found in keys for found in there]]
-    missing = {
-        (v, seed): run for (v, seed, key), run in keys.items() if (v, seed, key) not in there
-    }
+    kept = rows[[found in keys for found in there]]
+    missing = {(v, s): run for (v, s, key), run in keys.items() if (v, s, key) not in there}
     if missing:
-        check_writable(root / "results")
+        check_writable(path.parent)
         table = run_all(list(missing.values()), train_set, test_set, store, **options)
         table = table.assign(study=study.name, variant=[variant for variant, _ in missing])
-        rows = pd.concat([part for part in (rows, table[list(ROW_COLUMNS)]) if len(part)])
-        write_rows(rows, root / "results" / f"{study.name}.csv", study.runs)
+        kept = pd.concat([part for part in (kept, table[list(ROW_COLUMNS)]) if len(part)])
+    if missing or len(kept) < len(rows):
+        write_rows(kept, path, study.runs)
     return study.rows(root)
 
 
@@ -200,7 +211,6 @@ def verify(
     study: Study,
     train_set: Images,
     test_set: Images,
-    store: Store,
     count: int = 2,
     root: Path = ROOT,
     **options: Any,
@@ -209,17 +219,24 @@ def verify(
 
     Cheapest: of the fewest trainings, teachers included, then of the fewest seconds. rows, again:
     the accuracy in the rows and that of today, percent. A device, or another release of PyTorch,
-    rounds otherwise: a difference of some tenths is no fault. Raises ValueError without rows.
+    rounds otherwise: a difference of some tenths is no fault. The store is a new one, or finished
+    runs would be compared with themselves. Raises ValueError for fewer than one, without rows, and
+    for other images than those of the rows.
     """
-    rows, wanted = study.rows(root), runs_of(study, data_key(train_set, test_set))
-    if rows.empty:
-        raise ValueError(f"the study {study.name} has no rows: make study NAME={study.name}.")
-    rows = rows[[(v, s) in wanted for v, s in zip(rows.variant, rows.seed, strict=True)]]
-    runs = [wanted[at] for at in zip(rows.variant, rows.seed, strict=True)]
+    rows, data = study.rows(root), data_key(train_set, test_set)
+    if count < 1:
+        raise ValueError(f"{count} rows cannot be trained again: give 1 or more.")
+    if rows.empty or set(rows.data) != {data}:
+        raise ValueError(
+            f"the study {study.name} has no rows of the data {data}: make study "
+            f"NAME={study.name}, or give it the images of its rows."
+        )
+    runs = [study.run(*at, data) for at in zip(rows.variant, rows.seed, strict=True)]
     trainings = [len(teachers_first([run])) for run in runs]
     rows = rows.assign(place=range(len(rows)), trainings=trainings)
     rows = rows.sort_values(["trainings", "seconds"], kind="stable").head(count)
-    again = run_all([runs[i] for i in rows.place], train_set, test_set, store, **options)
+    with TemporaryDirectory() as store:
+        again = run_all([runs[i] for i in rows.place], train_set, test_set, store, **options)
     score = "validation_accuracy" if rows.accuracy.isna().all() else "accuracy"
     found = rows[["variant", "seed", "device", score]].rename(columns={score: "rows"})
     return found.assign(again=list(again[score]), difference=list(again[score] - rows[score].array))

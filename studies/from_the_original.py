@@ -1,6 +1,6 @@
 """Which steps lead from the original's recipe to this one?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
@@ -62,11 +62,16 @@ def steps(epochs: int) -> dict[str, Recipe]:
         "less RandAugment": less_noise,
         "less dropout": {"dropout": 0.2},
     }
-    recipe: Recipe = ORIGINAL.replace(epochs=epochs)
-    recipes = {}
+    recipe, recipes = ORIGINAL.replace(epochs=epochs), {}
     for step, change in changes.items():
-        recipe = recipes[step] = recipe.replace(**change)
+        recipe = recipe.replace(**change)
+        recipes[step] = recipe if recipe.evaluation_mode or recipe.inert_equalize else plain(recipe)
     return recipes
+
+
+def plain(recipe: Original) -> Recipe:
+    """A recipe without faults is like any other."""
+    return Recipe(**{field.name: getattr(recipe, field.name) for field in fields(Recipe)})
 
 
 RUNS, BASELINE = {}, {}

@@ -36,5 +36,5 @@ generations, has {generation 4 with less noise}%
 (1, 5) in place of (2, 10), but batches of 128 in place of 512, 100 epochs in place of 150 and two
 CPU cores in place of a GPU come with it: which of these helps is not known. In its last epoch the
 third generation agrees with {fit of generation 3 with less noise} of its noisy images' labels,
-with more noise with {fit of generation 3}. Three seeds; both were run because earlier test scores
-had fallen short of a goal."""
+with more noise with {fit of generation 3}. Three seeds; both were run with earlier test scores
+known."""

@@ -350,6 +350,17 @@ def test_a_table_of_something_else_is_not_drawn(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_filter_that_lets_nothing_through_does_not_end_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*TINY, *places(tmp_path), "--experiments", "students,label_counts"]
+    assert main([*command, "--set", "threshold=1"]) == 0
+    said = capsys.readouterr().out
+    assert "students: left out: Convnet6 soft from 3 Convnet5" in said
+    assert "no pseudo-label reaches threshold=1: lower threshold (0 keeps every one)" in said
+    assert set(pd.read_csv(tmp_path / "out" / "runs.csv").experiment) == {"label_counts"}
+
+
 def test_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         *TINY,

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from test_studies import STUDY, made, path_and_modules  # noqa: F401
-from test_tables import rows_of
+from test_tables import rows_of, with_keys
 
 from noisy_student import pages
 from noisy_student.pages import answer, check, render, section, table, value, write
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
     """A study with rows, one that has none yet, and two READMEs with markers."""
     made(tmp_path)
     made(tmp_path, STUDY.replace("unlabelled", "more"), "more")
-    write_rows(rows(), tmp_path / "results" / "made.csv")
+    write_rows(with_keys(rows(), load_study("made", tmp_path)), tmp_path / "results" / "made.csv")
     marked = (
         "It has <!-- =made: student --><!-- / -->%, <!-- =made: student minus alone -->x<!-- / -->."
     )
@@ -110,13 +110,13 @@ def cells(text: str) -> list[list[str]]:
 
 def test_a_table_has_what_there_is(root: Path) -> None:
     head, line, *found = cells(table(study(root), rows()))
-    assert head == ["variant", "accuracy", "difference to “alone”", "kept", "right", "seeds"]
+    assert head == ["variant", "accuracy", "difference (to “alone”)", "kept", "right", "seeds"]
     low, high = stats.t.interval(0.95, 2, 75.1666667, stats.sem(ACCURACY["student"]))
     assert found[1][:2] == ["student", f"75.2 ± {(high - low) / 2:.1f}"]
     assert found[1][3:] == ["60%", "82.2%", "3"] and found[0][2:] == ["", "", "", "3"]
     assert len({len(row) for row in (head, line, *found)}) == 1
     head, *_ = cells(table(study(root), rows_of(ACCURACY)))
-    assert head == ["variant", "accuracy", "difference to “alone”", "seeds"], "no pseudo-labels"
+    assert head == ["variant", "accuracy", "difference (to “alone”)", "seeds"], "no pseudo-labels"
     (_, _, row) = cells(table(study(root), rows(), {"student": "a | b*"}))
     assert row[0] == r"a \| b\*"
     held = rows().assign(validation_accuracy=rows().accuracy, accuracy=math.nan)
@@ -166,7 +166,8 @@ def test_pages_are_written_whole_and_then_agree(root: Path) -> None:
     assert "| 방법 | 정확도 |" in (root / "README.ko.md").read_text()
     (root / "README.md").write_text(readme.replace("75.2<", "75.3<"))
     assert check(root) == [root / "README.md"]
-    write_rows(rows().assign(accuracy=rows().accuracy + 1), root / "results" / "made.csv")
+    better = rows().assign(accuracy=rows().accuracy + 1)
+    write_rows(with_keys(better, load_study("made", root)), root / "results" / "made.csv")
     assert root / "RESULTS.md" in check(root)
 
 

@@ -193,7 +193,7 @@ def test_sixteen_bits_have_one_scale_for_all_pictures(
             f"3 16-bit pictures, test/dog/a.png first, are read as of {bits} bits, "
             f"since none is brighter than {255 * 2 ** (bits - 8):,}"
         )
-        assert (said in capsys.readouterr().out) == (bits < 16)
+        assert (said in capsys.readouterr().out) == (bits < 16) and train.bits == test.bits == bits
     (alone,) = load_pictures([folder / "train" / "cat" / "a.png"], bits=bits)
     assert torch.equal(alone, train.images[6])
     load_pictures([folder / "train" / "cat" / "a.png"])

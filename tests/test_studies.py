@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_tables import rows_of
+from test_tables import rows_of, with_keys
 
 from noisy_student import Run
 from noisy_student.studies import load_study, study_names
@@ -134,7 +134,7 @@ def test_a_studys_classes_reach_helper_processes(tmp_path: Path) -> None:
 def test_rows_stand_by_variant_and_seed(tmp_path: Path) -> None:
     study = load_study("made", made(tmp_path))
     assert study.rows(tmp_path).empty
-    rows = rows_of({"student": [80.0, 81.0], "alone": [70.0, 71.0]})
+    rows = with_keys(rows_of({"student": [80.0, 81.0], "alone": [70.0, 71.0]}), study)
     write_rows(rows.iloc[::-1], tmp_path / "results" / "made.csv")
     found = study.rows(tmp_path)
     assert found.accuracy.tolist() == [70, 71, 80, 81] and list(found) == list(rows)

@@ -77,19 +77,36 @@ def test_rows_of_other_images_are_not_replaced(tiny: Pair, tmp_path: Path) -> No
 
 def test_the_cheapest_rows_are_trained_again(tiny: Pair, tmp_path: Path) -> None:
     study = load_study(written(tmp_path))
-    with pytest.raises(ValueError, match="the study learns has no rows: make study NAME=learns"):
-        verify(study, *tiny, Store(tmp_path / "again"), root=tmp_path)
+    with pytest.raises(ValueError, match=r"learns has no rows of the data tiny-.*: make study"):
+        verify(study, *tiny, root=tmp_path)
     rows = train_study(
         study, *tiny, Store(tmp_path / "runs"), root=tmp_path, device="cpu", progress=False
     )
     shifted = rows.assign(accuracy=rows.accuracy - 5, seconds=[2.0, 1.0, 0.5])
     write_rows(shifted, tmp_path / "results" / "learns.csv", study.runs)
-    found = verify(
-        study, *tiny, Store(tmp_path / "again"), 2, tmp_path, device="cpu", progress=False
-    )
+    found = verify(study, *tiny, 2, tmp_path, device="cpu", progress=False)
     assert list(zip(found.variant, found.seed, strict=True)) == [("alone", 1), ("alone", 0)], (
         "a student needs its teacher too"
     )
     assert found.difference.tolist() == pytest.approx([5, 5]) and list(found.again) == list(
         rows.accuracy[[1, 0]]
     )
+    with pytest.raises(ValueError, match="0 rows cannot be trained again"):
+        verify(study, *tiny, 0, tmp_path)
+    with pytest.raises(ValueError, match=r"has no rows of the data tiny-.*give it the images"):
+        verify(study, tiny[1], tiny[0], 2, tmp_path)
+
+
+def test_rows_of_another_training_than_the_study_says_are_not_shown(
+    tiny: Pair, tmp_path: Path
+) -> None:
+    """And those of a seed or a variant that the study no longer has go when it is trained."""
+    options = {"root": tmp_path, "device": "cpu", "progress": False}
+    study, store = load_study(written(tmp_path)), Store(tmp_path / "runs")
+    train_study(study, *tiny, store, **options)
+    changed = load_study(written(tmp_path, epochs=2))
+    with pytest.raises(ValueError, match="the row of 'alone', seed 0, is of another training"):
+        changed.rows(tmp_path)
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("(0, 1)", "(1,)"))
+    assert list(train_study(load_study(path), *tiny, store, **options).seed) == [1, 1]

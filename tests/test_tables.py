@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
 
 from noisy_student import tables
+from noisy_student.studies import Study
 from noisy_student.tables import (
     ROW_COLUMNS,
     compare,
@@ -48,6 +49,12 @@ def rows_of(accuracies: dict[str, list[float]], **more: object) -> pd.DataFrame:
         for seed, accuracy in enumerate(values)
     ]
     return pd.DataFrame(found, columns=list(ROW_COLUMNS))
+
+
+def with_keys(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The same rows with the keys that the study's trainings have."""
+    keys = [study.run(row.variant, row.seed, row.data).key for row in rows.itertuples()]
+    return rows.assign(key=keys)
 
 
 # -------------------------------------------------------------------------------------- rows
