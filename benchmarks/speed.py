@@ -1,17 +1,18 @@
-"""How fast is it, beside the usual way of doing it? `make bench`, or python -m benchmarks.speed
---help
+"""How fast is it, beside the usual way? `make bench`, or python -m benchmarks.speed --help
 
 All rows are measured in one process on the same images, in turn, round after round, so that a ratio
 compares like with like even on a machine whose speed drifts; a row's figure is the median over the
 rounds.
 
 limit          forward, backward and optimizer step on one resident batch: what the hardware gives
-this model noisy_student  the project's own loop, `train`: shuffling, flip, crop, RandAugment,
-normalisation and step usual          DataLoader with a worker a core, PIL images, torchvision v2
-flip, crop, RandAugment; fp32, batch 128 usual+         the usual loop with the project's precision
-and memory format RandAugment    alone, on one core (or on the GPU): the project's; torchvision's on
-PIL images and on tensors; kornia's (kornia draws one op for a whole batch of 128, the others one an
-image: it has less to do)
+noisy_student  the project's own loop, `train`: shuffling, flip, crop, RandAugment, normalisation
+               and step
+usual          DataLoader with a worker a core, PIL images, torchvision v2 flip, crop, RandAugment;
+               fp32, batch 128
+usual+         the usual loop with the project's precision and memory format
+RandAugment    alone, on one core (or on the GPU): the project's; torchvision's on PIL images and on
+               tensors; kornia's (which draws one op for a whole batch of 128, the others one an
+               image: it has less to do)
 """
 
 from __future__ import annotations
@@ -207,9 +208,7 @@ def augmentations(n: int, data: Images, device: torch.device, count: int) -> Ite
 
 
 def tree_memory_mb(process: psutil.Process) -> float:
-    """What a process and its descendants hold now, shared pages counted once (Linux: PSS; elsewhere
-    resident memory).
-    """
+    """What a process and its descendants hold now, in Linux with shared pages counted once."""
     total = 0
     for each in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):  # it has just ended
@@ -219,8 +218,7 @@ def tree_memory_mb(process: psutil.Process) -> float:
 
 
 def peak_memory_mb(reset: bool = False) -> float:
-    """Peak resident memory of this process since the last reset, and what its workers hold now
-    (Linux; elsewhere NaN).
+    """Peak resident memory since the last reset, and what workers hold now (Linux; else NaN).
 
     On a CPU that includes all that the process has held since its first training, which keeps freed
     memory.
@@ -291,9 +289,7 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def flops_a_image(name: str, classes: int) -> float:
-    """Floating-point operations of forward and backward pass for an image (convolutions and matrix
-    products).
-    """
+    """Floating-point operations of both passes for an image: convolutions and matrix products."""
     model, x = build(name, classes), torch.randn(8, 3, 32, 32)
     with FlopCounterMode(display=False) as counter:
         model(x).sum().backward()
@@ -301,9 +297,7 @@ def flops_a_image(name: str, classes: int) -> float:
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """What the device reaches on its best day: TFLOP/s of a large bf16 matrix product, GB/s of a
-    large copy.
-    """
+    """What the device reaches: TFLOP/s of a large bf16 matrix product, GB/s of a large copy."""
     size, big = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     source, target = (torch.ones(big, device=device) for _ in range(2))
@@ -328,9 +322,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 
 def growth(data: Images, device: torch.device) -> Iterator[Row]:
-    """One epoch of Resnet9 by number of images and by n; and several runs through the store, in one
-    process and in two.
-    """
+    """Resnet9's epoch by number of images and by n; several runs in one process and in two."""
     for count in (1000, 5000, 20000, 50000):
         yield project("Resnet9", 2, data, device, count // BATCH, f"images={count}")
     for n in (0, 1, 2, 5, 9, 14):
@@ -342,9 +334,7 @@ def growth(data: Images, device: torch.device) -> Iterator[Row]:
 
 
 def several_runs(model: str, epochs: int, workers: int, data: Images, device: torch.device) -> None:
-    """Four runs of one model from an empty store to the table, the start of the helper process
-    included.
-    """
+    """Four runs of one model from an empty store to the table, with the start of the helper."""
     train_set, test_set = (
         Images(data.images[part].clone(), data.labels[part].clone(), data.classes, "bench")
         for part in (slice(6000), slice(6000, 6100))
@@ -362,9 +352,10 @@ def several_runs(model: str, epochs: int, workers: int, data: Images, device: to
 
 
 def suite(source: str, name: str, device: torch.device, store: str) -> pd.DataFrame:
-    """Seconds of each experiment for one seed, as the command line runs it, in an empty store; what
-    one has trained, the next does not train again. The peak memory is that of all its processes
-    together, libraries included.
+    """Seconds of each experiment for one seed, as the command line runs it, in an empty store.
+
+    What one has trained, the next does not train again. The peak memory is that of all its
+    processes together, libraries included.
     """
     if list(Path(store).glob("*")):
         raise ValueError(f"the store {store} is not empty: finished runs take no time.")
@@ -409,9 +400,7 @@ def suite(source: str, name: str, device: torch.device, store: str) -> pd.DataFr
 
 
 def draw(table: pd.DataFrame, title: str) -> Figure:
-    """Training, a group of bars a model at the largest n; and RandAugment alone, where it was
-    measured.
-    """
+    """Training at the largest n, a group of bars a model; RandAugment alone, where measured."""
     n = int(table[table.what == "noisy_student"].n.max())
     alone = table[table.what.str.startswith("RandAugment") & (table.n == n)]
     figure = Figure(figsize=(11 if len(alone) else 6, 4.6), layout="constrained")
@@ -459,99 +448,97 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.speed",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--data",
-        default="digits",
+
+    def add(name: str, default: str | None = None, **more: Any) -> None:
+        parser.add_argument(f"--{name}", default=default, **more)
+
+    add(
+        "data",
+        "digits",
         help="images to measure on (default: digits); speed does not depend on them",
     )
-    parser.add_argument("--device")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--ns", default="2,5")
-    parser.add_argument(
-        "--scale",
+    add("device")
+    add("rounds", "3", type=int)
+    add("models", ",".join(MODELS))
+    add("ns", "2,5")
+    add(
+        "scale",
         type=int,
         help="steps a call of the project's loop (default: 200 on a GPU, else 16)",
     )
-    parser.add_argument(
-        "--parts",
-        default=",".join(PARTS[:-1]),
-        help=f"which of {', '.join(PARTS)} (default: %(default)s); what was "
-        "measured of the others stays in the table",
-    )
-    parser.add_argument(
-        "--recipe", default="quick", help="of the part suite, the four experiments (default: quick)"
-    )
-    parser.add_argument(
-        "--store", help="an empty folder that keeps the suite's runs (default: they are not kept)"
-    )
-    parser.add_argument("--out", default="results/bench")
-    parser.add_argument("--assets", default="assets")
-    args = parser.parse_args()
-    device = pick_device(args.device)
-    gpu, title = device.type == "cuda", device_title(device)
-    data, _ = load(args.data)
-    # small data sets are repeated: what is measured does not look at the pixels
+    said = f"which of {', '.join(PARTS)} (default: %(default)s); rows of the others stay"
+    add("parts", ",".join(PARTS[:-1]), help=said)
+    add("recipe", "quick", help="of the part suite, the four experiments (default: quick)")
+    add("store", help="an empty folder that keeps the suite's runs (default: they are not kept)")
+    add("out", "results/bench")
+    add("assets", "assets")
+    return parser.parse_args()
+
+
+def enlarged(data: Images) -> Images:
+    """50,000 images or more, small data sets repeated: what is measured does not see the pixels."""
     times = -(-50_000 // len(data))
-    data = Images(
-        data.images.repeat(times, 1, 1, 1),
-        data.labels.clamp(min=0).repeat(times),
-        data.classes,
-        data.name,
-    )
-    steps, ns, models = (
-        args.scale or (200 if gpu else 16),
-        [int(n) for n in args.ns.split(",")],
-        args.models.split(","),
-    )
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    path = Path(args.out) / f"{name}.csv"
-    parts = args.parts.split(",")
-    for part in parts:
-        check_name("part", part, PARTS)
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["part"])
-    table = table[~table.part.isin(parts)]
+    images, labels = data.images.repeat(times, 1, 1, 1), data.labels.clamp(min=0).repeat(times)
+    return Images(images, labels, data.classes, data.name)
 
-    def keep(part: str, rows: pd.DataFrame) -> None:
-        """Write what there is after every part: a stopped benchmark keeps what it measured."""
-        nonlocal table
-        table = pd.concat([table, rows.assign(part=part, device=title, torch=torch.__version__)])
-        write_whole(path, table.to_csv(index=False, float_format="%.6g").encode())
-        print(rows.round(3).to_string(index=False), flush=True)
 
-    top = ceilings(device)
-    # a model at a time: few DataLoader workers alive at once
-    for model in models if "training" in parts else ():
-        rows = [
-            limit(model, data, device, steps),
-            *(project(model, n, data, device, steps) for n in ns),
-        ]
-        rows += [
-            usual(model, n, data, device, steps if gpu else steps // 2, plus)
-            for n in ns
-            for plus in (False, True)
-        ]
+def trainings(
+    args: argparse.Namespace, data: Images, device: torch.device
+) -> Iterator[pd.DataFrame]:
+    """The part training, a model at a time: few DataLoader workers alive at once."""
+    gpu, ns, top = device.type == "cuda", [int(n) for n in args.ns.split(",")], ceilings(device)
+    steps = args.scale or (200 if gpu else 16)
+    for model in args.models.split(","):
+        rows = [limit(model, data, device, steps)]
+        rows += [project(model, n, data, device, steps) for n in ns]
+        fewer = steps if gpu else steps // 2
+        rows += [usual(model, n, data, device, fewer, plus) for n in ns for plus in (False, True)]
         speed = with_ratios(measure(rows, args.rounds, device))
         speed["tflops"] = speed.images_per_second * flops_a_image(model, len(data.classes)) / 1e12
-        keep(
-            "training",
-            speed.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"]),
-        )
         del rows
-    if "randaugment" in parts:
-        alone = [row for n in ns for row in augmentations(n, data, device, 65536 if gpu else 4096)]
-        keep("randaugment", with_ratios(measure(alone, args.rounds, device)))
-    if "growth" in parts:
-        keep("growth", measure(list(growth(data, device)), args.rounds, device))
-    if "suite" in parts:
+        yield speed.assign(tflops_ceiling=top["TFLOP/s"], gb_per_second_ceiling=top["GB/s"])
+
+
+def measured(
+    part: str, args: argparse.Namespace, data: Images, device: torch.device
+) -> Iterator[pd.DataFrame]:
+    """The rows of a part of the benchmark, in one table or more."""
+    if part == "training":
+        yield from trainings(args, data, device)
+    elif part == "randaugment":
+        count = 65536 if device.type == "cuda" else 4096
+        alone = [r for n in args.ns.split(",") for r in augmentations(int(n), data, device, count)]
+        yield with_ratios(measure(alone, args.rounds, device))
+    elif part == "growth":
+        yield measure(list(growth(data, device)), args.rounds, device)
+    else:
         with tempfile.TemporaryDirectory() as passing:
-            keep("suite", suite(args.data, args.recipe, device, args.store or passing))
+            yield suite(args.data, args.recipe, device, args.store or passing)
+
+
+def main() -> None:
+    args = options()
+    device, parts = pick_device(args.device), args.parts.split(",")
+    for part in parts:
+        check_name("part", part, PARTS)
+    data, title = enlarged(load(args.data)[0]), device_title(device)
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    path = Path(args.out) / f"{name}.csv"
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["part"])
+    table = table[~table.part.isin(parts)]
+    for part in (part for part in PARTS if part in parts):
+        for rows in measured(part, args, data, device):
+            rows = rows.assign(part=part, device=title, torch=torch.__version__)
+            table = pd.concat([table, rows])
+            # at once: a stopped benchmark keeps what it measured
+            write_whole(path, table.to_csv(index=False, float_format="%.6g").encode())
+            print(rows.round(3).to_string(index=False), flush=True)
     drawn = table[table.what == "noisy_student"]
     if len(drawn):  # by another call, perhaps
         figure = draw(

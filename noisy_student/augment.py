@@ -80,9 +80,7 @@ def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with a 3x3 smoothing (centre 5, others 1, over 13) by 1 + 0.09 * magnitude; the border
-    stays.
-    """
+    """Blend with a 3x3 smoothing (5 amid 1, over 13) by 1 + 0.09 * magnitude; the border stays."""
     pixels = images.float()
     rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -106,8 +104,8 @@ def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
 def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
     """Invert the values at or above 256 - 25.6 * magnitude: none at 0, all at 10."""
     threshold = torch.ceil(256 - 25.6 * magnitude).clamp_(0, 256)
-    # Comparing two full uint8 tensors, and inverting by xor, is 4.5 times faster than broadcasting
-    # and torch.where.
+    # Comparing two full uint8 tensors, and inverting by xor, is 4.5 times faster than
+    # broadcasting and torch.where.
     full = _column(threshold.clamp(max=255).to(torch.uint8)).expand_as(images).contiguous()
     inverted = (images >= full).view(torch.uint8) * _column((threshold < 256).to(torch.uint8) * 255)
     return images ^ inverted
@@ -269,9 +267,7 @@ class RandAugment:
         return out
 
     def _round(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One op for each image: sorted by op, each op works on its own slice; the geometric slices
-        share one warp.
-        """
+        """One op for each image: sorted by op, a slice each; the geometric ones share a warp."""
         count, (height, width), device = len(images), images.shape[2:], images.device
         drawn = torch.randint(len(OPS), (count,), generator=generator)
         magnitude = torch.rand(count, generator=generator) * self.m
@@ -281,8 +277,7 @@ class RandAugment:
         sizes = torch.bincount(drawn, minlength=len(OPS)).tolist()
         first = sum(sizes[: len(COLOUR)])  # of the geometric ones
         theta = _theta(drawn[order][first:] - len(COLOUR), level[first:], height, width)
-        # Three copies to the device in all; an image moves by memory copies of its row, not pixel
-        # by pixel.
+        # Three copies to the device in all; an image moves by its rows, not pixel by pixel.
         order, level, theta = (_to_device(t, device) for t in (order, level, theta))
         arranged = images.index_select(0, order)
         slices = zip(COLOUR.items(), arranged.split(sizes), level.split(sizes), strict=False)
@@ -307,8 +302,7 @@ def flip_crop(
     shift = torch.randint(2 * crop + 1, (2, count, 1), generator=generator) - crop
     mirror = ((torch.rand(count, 1, generator=generator) < 0.5) & flip).to(torch.int64)
     shift, mirror = (_to_device(drawn, images.device) for drawn in (shift, mirror))
-    # Each output row and column names the input's one it comes from; reflection at 0 and at the
-    # last index is |.|.
+    # Each output row and column names the input's it comes from; |.| reflects at 0 and at the end.
     row = torch.arange(height, device=images.device) + shift[0]
     column = torch.arange(width, device=images.device) + shift[1]
     row, column = (
@@ -329,8 +323,7 @@ def check_crop(crop: int, images: Tensor, where: str = "") -> None:
     if not 0 <= crop < min(height, width):
         raise ValueError(
             f"{where}crop={crop} is not a number of pixels from 0 to {min(height, width) - 1}, "
-            "which images of "
-            f"{height}x{width} allow: change recipe.crop."
+            f"which images of {height}x{width} allow: change recipe.crop."
         )
 
 
@@ -338,8 +331,8 @@ def check_images(images: Tensor) -> None:
     """Raise TypeError or ValueError unless ``images`` are uint8, N x 3 x H x W."""
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"images are a {type(images).__name__}, not a torch tensor: torch.from_numpy makes "
-            "one of an array."
+            f"images are a {type(images).__name__}, not a torch tensor: "
+            "torch.from_numpy makes one of an array."
         )
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}, not uint8 with values from 0 to 255.")

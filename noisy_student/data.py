@@ -60,9 +60,8 @@ class Images:
         ):
             raise ValueError(
                 f"{len(self.labels):,} labels of {self.labels.dtype}, from {lowest} to {highest}, "
-                f"for {len(self.images):,} "
-                f"images: give one torch.int64 for each, from 0 to {len(self.classes) - 1}, or -1 "
-                "where it is not known."
+                f"for {len(self.images):,} images: give one torch.int64 for each, from 0 to "
+                f"{len(self.classes) - 1}, or -1 where it is not known."
             )
 
     def __len__(self) -> int:
@@ -99,14 +98,12 @@ def data_key(train: Images, test: Images) -> str:
 
 
 def check_classes(mine: Sequence[str | None], its: Sequence[str | None], me: str, it: str) -> None:
-    """Raise ValueError for two lists of class names, of ``me`` and ``it``, that differ in a name,
-    their order or their length.
-    """
+    """Raise ValueError for lists of class names, of ``me`` and ``it``, that differ in any way."""
     for i, names in enumerate(zip_longest(mine, its)):
         if names[0] != names[1]:
             raise ValueError(
-                f"class {i} is {names[0]!r} of {me} and {names[1]!r} of {it}: give both the same "
-                "classes."
+                f"class {i} is {names[0]!r} of {me} and {names[1]!r} of {it}: "
+                "give both the same classes."
             )
 
 
@@ -116,15 +113,15 @@ def check_test_set(train: Images, test: Images) -> None:
     shapes = ["x".join(map(str, part.images.shape[1:])) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"the training images are {shapes[0]} and the test images {shapes[1]}: give both one "
-            "size."
+            f"the training images are {shapes[0]} and the test images {shapes[1]}: "
+            "give both one size."
         )
     if not len(test):
         raise ValueError("the test set has no image: give it some.")
     if unknown := int((test.labels < 0).sum()):
         raise ValueError(
-            f"{unknown:,} test images have no label: leave them out, or put them into the "
-            "training set."
+            f"{unknown:,} test images have no label: "
+            "leave them out, or put them into the training set."
         )
 
 
@@ -164,9 +161,8 @@ class Split:
         """Raise ValueError if this split was not made of ``train``."""
         if self.fingerprint != train.fingerprint:
             raise ValueError(
-                f"this split belongs to other data (fingerprint {self.fingerprint[:12]}, but "
-                f"{train.title} has "
-                f"{train.fingerprint[:12]}): make a new one with split()."
+                f"this split belongs to other data (fingerprint {self.fingerprint[:12]}, "
+                f"but {train.title} has {train.fingerprint[:12]}): make a new one with split()."
             )
 
     def resize(self, train: Images, labeled: int | float) -> Split:
@@ -251,8 +247,7 @@ def split(train: Images, labeled: int | float = 5000, seed: int = 0) -> Split:
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Indices of the labelled images, ordered so that every prefix is stratified (Webster's
-    apportionment).
+    """Indices of labelled images, of which every prefix is stratified (Webster's apportionment).
 
     The r-th image of a class of n, in random order, has rank (r + 1/2) / n; the first of each class
     comes before all.
@@ -290,7 +285,6 @@ def held_out(
     if len(gone := (torch.bincount(labels[rest], minlength=len(classes)) == 0).nonzero()):
         raise ValueError(
             f"{title}: a test set of {count} images would take every one of class "
-            f"{classes[int(gone[0])]}: add some to it, or "
-            "put a test set into test/<class>/."
+            f"{classes[int(gone[0])]}: add some to it, or put a test set into test/<class>/."
         )
     return torch.cat([rest, (labels < 0).nonzero().flatten()]), test

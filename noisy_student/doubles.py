@@ -1,6 +1,4 @@
-"""Pictures that are there twice, in training and test set or in two classes: equal pixels, and
-nearly equal ones.
-"""
+"""Pictures that are there twice, in both sets or in two classes: equal ones, and nearly equal."""
 
 from __future__ import annotations
 

@@ -55,12 +55,13 @@ class Plan:
             RandAugment(n, m)  # raises what is wrong with them
         if self.label_counts and min(self.label_counts) < self.labels:
             raise ValueError(
-                f"label_counts={self.label_counts} has a count below labels={self.labels}: leave "
-                "it out."
+                f"label_counts={self.label_counts} has a count below labels={self.labels}: "
+                "leave it out."
             )
 
     def replace(self, changes: Mapping[str, Any]) -> Plan:
         """A copy with some values changed: fields of Plan, or what :meth:`Method.replace` knows.
+
         Raises ValueError for another name.
         """
         plan = self
@@ -89,9 +90,10 @@ class Plan:
 
 
 def default_labels(train: Images) -> int:
-    """How many images are labelled where nobody says: all that have a label where others have none
-    (one's own ``unlabeled/``), else 5,000; of fewer than twice as many a tenth, but at least two a
-    class.
+    """How many images are labelled where nobody says.
+
+    All that have a label where others have none (one's own ``unlabeled/``), else 5,000; of fewer
+    than twice as many a tenth, but at least two a class.
     """
     known = int((train.labels >= 0).sum())
     if known < len(train) and train.name != "svhn":  # whose extra images count as unlabelled
@@ -120,9 +122,7 @@ def student(plan: Plan, model: str, teachers: tuple[Run, ...], pseudo: str, **re
 
 
 def grid(plan: Plan) -> Variants:
-    """1. RandAugment's n and m: trained on 80% of the labels, scored on the other 20%; the test set
-    is not used.
-    """
+    """1. RandAugment's n and m: trained on 80% of the labels, scored on the other 20%."""
     return {
         f"{model}, RandAugment ({n}, {m:g})": replace(alone(plan, model, n=n, m=m), holdout=0.2)
         for model in plan.grid_models
@@ -148,9 +148,7 @@ def baselines(plan: Plan) -> Variants:
 
 
 def students(plan: Plan) -> Variants:
-    """3. Noisy Student along the chain, with each kind of pseudo-labels; then further students of
-    the size of the last.
-    """
+    """3. Noisy Student along the chain, with each kind of pseudo-labels; more of the last size."""
     runs = {f"{model} on labels alone": alone(plan, model) for model in plan.chain}
     for kind in plan.kinds:
         teachers = alone(plan, plan.chain[0]).members(plan.method.teachers)
@@ -181,7 +179,8 @@ EXPERIMENTS: dict[str, Callable[[Plan], Variants]] = {
 
 
 def baseline_of(table: pd.DataFrame) -> dict[str, str]:
-    """For each student's variant that of the same model on as many labels alone, the first such.
+    """For each student's variant the first of the same model on as many labels alone.
+
     table: of run_variants.
     """
     rows = table[table.validation_accuracy.isna()].drop_duplicates("variant")

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, and tensors in them that are what was written. Nothing
-read here can execute code.
+"""Files that appear whole or not at all, with tensors as they were written.
+
+Nothing that is read here can execute code.
 """
 
 from __future__ import annotations

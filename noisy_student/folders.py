@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -115,11 +115,11 @@ def decode_once(
     # One cache for a folder and a size: where a picture has changed, it is replaced.
     place = hashlib.sha256(json.dumps([str(path.resolve()), size]).encode()).hexdigest()
     # a file's name has at most 255 bytes, a Korean letter 3
-    cached = root / "cache" / f"{name[:60]}-{place[:16]}.safetensors"
+    cache = root / "cache" / f"{name[:60]}-{place[:16]}.safetensors"
     with out_of_memory_said(
         f"the pictures of {path}", f"give a smaller size than {size}, or fewer pictures"
     ):
-        found = load_tensors(cached)
+        found = load_tensors(cache)
         fresh = not found or found[1].get("mark") != mark
         if found and not fresh and (faults := json.loads(found[1]["faults"])):
             # What could not be read is tried again: a disk or a network may have been away.
@@ -134,8 +134,8 @@ def decode_once(
         if fresh:
             found = _decode(path, name, *read(), size, skip_unreadable, root)
             found[1]["mark"] = mark
-            save_tensors(cached, *found)
-            found = load_tensors(cached) or found  # mapped: the decoded copy is given back
+            save_tensors(cache, *found)
+            found = load_tensors(cache) or found  # mapped: the decoded copy is given back
         assert found is not None
         return _parts(path, name, *found, test_fraction, fresh, drop_test_doubles)
 
@@ -282,8 +282,8 @@ def _list_folder(path: Path) -> tuple[Files, list[str]]:
     # pathlib's rglob would pass over such a folder, and over its pictures, without a word
     def refuse(error: OSError) -> None:
         raise OSError(
-            f"{error.filename} cannot be read ({error.strerror}): make it readable, or move "
-            "it elsewhere."
+            f"{error.filename} cannot be read ({error.strerror}): "
+            "make it readable, or move it elsewhere."
         ) from error
 
     home, files, links, hidden = path.resolve(), Files(), list[str](), list[str]()
@@ -520,8 +520,8 @@ def _classes(path: Path, layout: Path, names: list[str]) -> tuple[str, ...]:
     empty = sorted(f for f in folders - found["train"] if not f.startswith("."))
     if empty:
         raise ValueError(
-            f"{path} has a class without images: {', '.join(empty)}; add some, or remove the empty "
-            "folder."
+            f"{path} has a class without images: {', '.join(empty)}; "
+            "add some, or remove the empty folder."
         )
     if astray := [n for n in names if not n.startswith("unlabeled/") and n.count("/") < 2]:
         hint = (
@@ -556,10 +556,9 @@ def _large_jpegs() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-@cache
 def _formats() -> list[str]:
     """All that Pillow reads, not only the usual ones; PostScript is a program that it would run."""
-    Image.init()
+    Image.init()  # once; what another plugin adds later is in the list too
     return [name for name in Image.ID if name != "EPS"]
 
 
@@ -603,8 +602,8 @@ def _decode_all(
         return images, faults, 16, ""
     scale = (
         f"{len(deep):,} 16-bit pictures, {names[min(deep)]} first, are read as of {bits} bits, "
-        f"since none is brighter than {max(deep.values()):,}: load_pictures(..., bits={bits}) "
-        "reads others alike"
+        f"since none is brighter than {max(deep.values()):,}: "
+        f"load_pictures(..., bits={bits}) reads others alike"
     )
     return images, faults, bits, scale
 

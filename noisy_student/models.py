@@ -15,9 +15,7 @@ from .data import check_name
 
 
 def conv_bn(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    """A convolution without bias (the batch norm after it has one) that keeps the size but for the
-    stride.
-    """
+    """A convolution that keeps the size but for the stride; the batch norm has the bias."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
@@ -27,9 +25,7 @@ def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """relu(shortcut(x) + branch(x)); in training, each image skips the branch with probability
-    ``drop``.
-    """
+    """relu(shortcut(x) + branch(x)); in training the branch is skipped at rate ``drop``."""
 
     def __init__(self, shortcut: nn.Module, branch: nn.Module, drop: float) -> None:
         super().__init__()
@@ -49,9 +45,7 @@ def parallel_block(inputs: int, outputs: int, stride: int, drop: float) -> Resid
 
 
 def basic_block(inputs: int, outputs: int, stride: int, drop: float) -> Residual:
-    """Two 3x3 convolutions in a row beside a shortcut (He et al., 2016), 1x1 where the shape
-    changes.
-    """
+    """Two 3x3 convolutions beside a shortcut (He et al., 2016), 1x1 where the shape changes."""
     same = inputs == outputs and stride == 1
     shortcut = nn.Identity() if same else conv_bn(inputs, outputs, stride, kernel=1)
     branch = conv_bn_relu(inputs, outputs, stride).extend(conv_bn(outputs, outputs))

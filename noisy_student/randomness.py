@@ -21,8 +21,7 @@ def check_seed(seed: int) -> None:
 
 @contextmanager
 def own_random_numbers() -> Iterator[None]:
-    """While the block lasts torch's generators, on the CPU and on CUDA devices, are the caller's;
-    afterwards they are as they were before.
+    """While the block lasts torch's generators are the caller's; then they are as before.
 
     Dropout and first weights take their numbers from them, and they are the whole process's: a
     second thread waits, or the threads would change each other's models. All CUDA devices, since

@@ -48,17 +48,14 @@ class Recipe:
         check_name("precision", self.precision, PRECISIONS)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed. Raises ValueError for an unknown name, with the nearest
-        valid ones.
-        """
+        """A copy with some fields changed. Raises ValueError for an unknown name."""
         names = [field.name for field in fields(self)]
         for name in changes:
             check_name("recipe parameter", name, names)
         return replace(self, **changes)
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate of the step in whose middle ``progress`` of the training, 0 to 1, is
-        done.
+        """The learning rate of the step in whose middle ``progress``, 0 to 1, is reached.
 
         Triangular: slanted triangular learning rates (Howard and Ruder 2018, eq. 3) with a quarter
         of the way up.
@@ -68,9 +65,7 @@ class Recipe:
         return self.lr * min(progress / 0.25, (1 - progress) / 0.75)
 
     def epochs_for(self, images: int) -> int:
-        """How many epochs ``images`` training images get: ``epochs``, or more of few images, for
-        ``min_steps``.
-        """
+        """``epochs``, or more where these give ``images`` images fewer than ``min_steps``."""
         steps = max(1, images // self.batch_size)
         return max(self.epochs, math.ceil(self.min_steps / steps))
 
@@ -79,9 +74,7 @@ class Recipe:
         return RandAugment(self.n, self.m)
 
     def is_noisy(self, epoch: int) -> bool:
-        """Whether the model is in training mode in this epoch: always (a study of a fault may say
-        otherwise).
-        """
+        """Whether the model is in training mode in this epoch; a study of a fault may say no."""
         return True
 
 
@@ -103,8 +96,7 @@ _RANGES = {
 
 
 def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: str = "") -> None:
-    """Check a frozen dataclass's numbers and truth values (ValueError), and make them plain ints
-    and floats.
+    """Make a frozen dataclass's numbers plain ints and floats. ValueError for wrong values.
 
     1 and 1.0, or 0.0 and -0.0, are equal, but would give Runs of different keys; NumPy's numbers
     have none.
@@ -136,9 +128,7 @@ def check_fields(value: Any, ranges: Mapping[str, tuple[float, float]], where: s
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe for labels alone, one for students, and how these learn from their teachers (fields
-    of Run).
-    """
+    """A recipe for labels alone, one for students, and how these learn from teachers."""
 
     supervised: Recipe
     student: Recipe
@@ -177,8 +167,7 @@ _SHORT = Recipe(epochs=25, min_steps=1500, batch_size=64, n=1, m=5, dropout=0.2)
 _LONG = Recipe(epochs=200, min_steps=6000, n=2, m=10, dropout=0.2)
 _SMALL = Recipe(epochs=40, min_steps=2000, batch_size=20, n=1, m=5, dropout=0.2)
 # Everywhere students see each label about as often as the models on labels alone (full: three
-# quarters); docs/recipe.md
-# says how these were found.
+# quarters); docs/recipe.md says how these were found.
 RECIPES = {
     # up to 5,000 images
     "small": Method(_SMALL, _SMALL.replace(epochs=8, min_steps=1000), repeat_labels=5),

@@ -22,9 +22,7 @@ from .training import predict
 
 
 def saved_split(path: str | Path, train: Images) -> Split | None:
-    """The split in a file; None, and a line that says why, where there is none or it cannot be
-    used.
-    """
+    """The split in a file, or None, with a line that says why, where it cannot be used."""
     try:
         found = Split.load(path, train)
     except FileNotFoundError:
@@ -76,9 +74,7 @@ def summary(table: pd.DataFrame, test: Images) -> pd.DataFrame:
 def by_confidence(
     probabilities: Tensor, labels: Tensor, ends: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)
 ) -> pd.DataFrame:
-    """How many predictions have which confidence, and how many of these are right, percent; labels:
-    -1 where not known.
-    """
+    """How many predictions have which confidence, and what percent are right; label -1: unknown."""
     confidence, guess = probabilities.max(1)
     right = pd.Series((guess == labels).double()).where(pd.Series(labels >= 0))
     names = [f"{low:.0%} to {high:.0%}" for low, high in pairwise(ends)]
@@ -89,9 +85,7 @@ def by_confidence(
 
 
 def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
-    """Write ``runs.csv``, a row per experiment, variant and seed, and ``history.csv``, a row per
-    run and epoch.
-    """
+    """Write ``runs.csv``, a row a variant and seed, and ``history.csv``, a row a run and epoch."""
     for name, content in {
         "runs.csv": table,
         "history.csv": store.history(*table.key.unique()),
@@ -100,9 +94,7 @@ def write_tables(table: pd.DataFrame, store: Store, folder: Path) -> None:
 
 
 def from_tables(table: pd.DataFrame) -> dict[str, Figure]:
-    """A figure for each experiment in ``table`` (a ``runs.csv``): no images, no models, no GPU are
-    needed.
-    """
+    """A figure for each experiment in ``table`` (a ``runs.csv``), which is all that is needed."""
     if missing := sorted(
         {"experiment", "variant", "seed", "accuracy", "validation_accuracy", "labels", "key"}
         - set(table)
@@ -147,9 +139,7 @@ def ops(images: Tensor) -> Figure:
 
 
 def confusion_of(row: pd.Series, store: Store) -> np.ndarray:
-    """The confusion counts of a run, a row of run_variants' table: classes x classes, true class by
-    predicted.
-    """
+    """A run's confusion counts, true class by predicted; run: a row of run_variants' table."""
     return np.array(store.record(row.key)["result"]["confusion"])
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 @cache  # of the code that was imported, whatever is committed while it runs
 def git_revision() -> str | None:
-    """The revision of the code, marked "+" if files were changed since; None where git does not
-    know this file.
+    """The code's revision, with "+" if files were changed since; None where git lacks this file.
 
     ``git describe --dirty`` would rewrite the index, and a commit made at the same moment would
     fail.

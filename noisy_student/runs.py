@@ -91,8 +91,8 @@ class Run:
         for f in fields(self) if not self.teachers else ():
             if f.name in STUDENT_OPTIONS and getattr(self, f.name) != f.default:
                 raise ValueError(
-                    f"{f.name}={getattr(self, f.name)} of a run without teachers: it is for "
-                    "students."
+                    f"{f.name}={getattr(self, f.name)} of a run without teachers: "
+                    "it is for students."
                 )
         for teacher, name in product(self.teachers, ("labels", "seed", "holdout")):
             mine, its = getattr(self, name), getattr(teacher, name)
@@ -172,8 +172,8 @@ class Run:
             if run.split not in ("", split_key):
                 raise ValueError(
                     f"a run was made for the saved split {run.split}, not "
-                    f"{split_key or 'one drawn from its seed'}: give run_all the saved_split it "
-                    "was made for."
+                    f"{split_key or 'one drawn from its seed'}: "
+                    "give run_all the saved_split it was made for."
                 )
         return self.throughout(data=data, split=split_key)
 
@@ -274,8 +274,8 @@ def _learn_from_teachers(
     if none := [name for name, count in zip(train_set.classes, counts, strict=True) if not count]:
         tqdm.write(
             f"{run}: no pseudo-label of the class {' nor '.join(none[:3])}"
-            f"{', ...' if len(none) > 3 else ''}: the teachers give it to no unlabelled image that "
-            "is kept."
+            f"{', ...' if len(none) > 3 else ''}: "
+            "the teachers give it to no unlabelled image that is kept."
         )
     facts = {
         "pseudo_accuracy": 100 * float(right.mean()) if len(right) else None,
@@ -560,8 +560,8 @@ def prepare(
     check_test_set(train_set, test_set)
     if len(train_set.classes) < 2:
         raise ValueError(
-            f"{train_set.title} has the single class {''.join(train_set.classes)}: a classifier "
-            "needs two or more."
+            f"{train_set.title} has the single class {''.join(train_set.classes)}: "
+            "a classifier needs two or more."
         )
     data, drawn = data_key(train_set, test_set), saved_split.key if saved_split else ""
     bound = [run.bind(data, drawn) for run in runs]
@@ -582,8 +582,8 @@ def prepare(
         if run.holdout and (run.held < 1 or learnt < classes):
             raise ValueError(
                 f"holdout={run.holdout:g} of {run.labels} labels leaves {learnt} to learn "
-                f"{classes} classes from and {run.held} to validate on: raise labels, or leave "
-                "the grid out."
+                f"{classes} classes from and {run.held} to validate on: "
+                "raise labels, or leave the grid out."
             )
     return bound, ordered, splits
 

@@ -94,9 +94,7 @@ def make_step(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
 
 
 def _replayed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    """``step`` as a CUDA graph: one launch in place of hundreds, which take longer than these small
-    models' work.
-    """
+    """``step`` as a CUDA graph: one launch for hundreds, which take longer than the work itself."""
     graphs: dict[bool, Recorded] = {}
 
     def record(x: Tensor, y: Tensor) -> Recorded:  # with the device of x as the current one

@@ -110,9 +110,7 @@ class Store:
         return self._entry(key)[0]
 
     def history(self, *keys: str) -> pd.DataFrame:
-        """Columns key, epoch, loss, accuracy (percent, on the noisy training images), lr, seconds;
-        a row per run and epoch.
-        """
+        """A row per run and epoch: key, epoch, loss, accuracy (percent, noisy), lr, seconds."""
         if not keys:
             raise ValueError("history of no runs: give the key of one or more.")
         tables = {key: pd.read_csv(BytesIO(self._entry(key)[1]["history.csv"])) for key in keys}
@@ -148,9 +146,7 @@ class Store:
         return model.eval()
 
     def _entry(self, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(record, files) of an entry, checked each time: hours may lie between a teacher's
-        training and its student's.
-        """
+        """(record, files) of an entry, checked each time: a student may come hours later."""
         entry = self.folder / key
         if not entry.exists():
             raise DamagedError(
@@ -166,8 +162,8 @@ class Store:
                 record = json.loads(contents["run.json"])
                 if record.get("key") != key:
                     raise DamagedError(
-                        f"{entry} holds another run, {record.get('key')}: run it again, it is "
-                        "then trained anew."
+                        f"{entry} holds another run, {record.get('key')}: "
+                        "run it again, it is then trained anew."
                     )
                 result = record.get("result") or {}
                 result["confusion"] = _dense(result.get("confusion"))
@@ -178,9 +174,7 @@ class Store:
 
     @contextmanager
     def lock(self, run: Keyed) -> Iterator[bool]:
-        """True if this process may train the run now. The system frees the lock of a process that
-        dies.
-        """
+        """True if this process may train the run now; the lock of one that dies is freed."""
         with self._lock(run.key) as mine:
             yield mine
 
@@ -204,9 +198,7 @@ class Store:
         save_tensors(self._partial(run) / "checkpoint.safetensors", state, facts)
 
     def load_checkpoint(self, run: Keyed) -> tuple[State, History, dict[str, Any]] | None:
-        """(state, history, made_with) that a killed training left, or None; a damaged checkpoint is
-        not used.
-        """
+        """(state, history, made_with) of a killed training; None without a sound checkpoint."""
         found = load_tensors(self._partial(run) / "checkpoint.safetensors")
         if found is None or (found[1]["key"], found[1]["version"]) != (run.key, str(VERSION)):
             return None
@@ -284,9 +276,7 @@ def _remove_scratch(entry: Path) -> None:
 
 
 def _sparse(counts: list[list[int]]) -> dict[str, Any]:
-    """Confusion counts, true class by predicted, as their size and what is not 0: of 1,000 classes
-    nearly all are.
-    """
+    """Confusion counts as their size and what is not 0: of 1,000 classes nearly all are."""
     cells = {
         f"{i} {j}": count for i, row in enumerate(counts) for j, count in enumerate(row) if count
     }

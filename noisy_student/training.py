@@ -28,8 +28,9 @@ State = dict[str, Tensor]
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device, or the best there is: CUDA, Apple MPS, CPU. Raises ValueError where it is
-    not to be had.
+    """The named device, or the best there is: CUDA, Apple MPS, CPU.
+
+    Raises ValueError where it is not to be had.
     """
     if name is None:
         has_mps = torch.backends.mps.is_available()
@@ -51,7 +52,7 @@ def device_title(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    # of a shared machine
+    # on a shared machine not all are ours
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{ours}-core CPU"
 
@@ -60,8 +61,9 @@ def device_title(device: torch.device) -> str:
 
 
 def probabilities(targets: Tensor, classes: int) -> Tensor:
-    """Targets as probabilities, float32, N x classes: class indices become one-hot; probabilities
-    are checked.
+    """Targets as probabilities, float32, N x classes.
+
+    Class indices become one-hot; probabilities are checked.
     """
     if targets.ndim == 1:
         if targets.is_floating_point():
@@ -95,8 +97,7 @@ def normalise(images: Tensor) -> Tensor:
 def batches(
     images: Tensor, chosen: Tensor, targets: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of shuffled batches with input noise; what does not fill the last batch is left out
-    of this epoch.
+    """One epoch of shuffled batches with input noise; what does not fill the last is left out.
 
     chosen: int64, the places in ``images`` of the images to train on; targets: one for each of
     them. As many batches are augmented at once as ``chunk_size`` images hold, and at least one:
@@ -129,19 +130,19 @@ def train(
     resume: tuple[State, History] | None = None,
     checkpoint: Callable[[Callable[[], State], History], None] | None = None,
 ) -> History:
-    """Train ``model`` in place by SGD with Nesterov momentum; returns one dict an epoch: epoch,
-    loss, accuracy, lr, seconds.
+    """Train ``model`` in place by SGD with Nesterov momentum.
 
-    images: uint8, N x 3 x H x W. chosen: int64, the places of those to train on; by default all. (A
-    copy of them in place of ``chosen`` would take up to as much memory again.) targets: class
-    indices or probabilities (x classes), one for each of these. ``seed``, 0 to 2**32 - 1, decides
-    order and noise; torch's random state, on the CPU and on a CUDA device, is left as it was, and a
-    training in another thread waits for this one. On a CPU the C library keeps what is freed from
-    then on (:func:`~noisy_student.step.keep_freed_memory`). After each epoch ``checkpoint`` is
-    called with a function that copies the state of that moment, and with the history: all that
-    ``resume`` needs to go on from there to the same weights (on a CPU to the bit). Raises
-    ValueError for another seed, for an ``ema`` too slow for so few steps, and unless there is one
-    target for each image; FloatingPointError when the loss is no longer finite.
+    Returns one dict an epoch: epoch, loss, accuracy, lr, seconds. images: uint8, N x 3 x H x W.
+    chosen: int64, the places of those to train on; by default all. (A copy of them in place of
+    ``chosen`` would take up to as much memory again.) targets: class indices or probabilities (x
+    classes), one for each of these. ``seed``, 0 to 2**32 - 1, decides order and noise; torch's
+    random state, on the CPU and on a CUDA device, is left as it was, and a training in another
+    thread waits for this one. On a CPU the C library keeps what is freed from then on
+    (:func:`~noisy_student.step.keep_freed_memory`). After each epoch ``checkpoint`` is called with
+    a function that copies the state of that moment, and with the history: all that ``resume`` needs
+    to go on from there to the same weights (on a CPU to the bit). Raises ValueError for another
+    seed, for an ``ema`` too slow for so few steps, and unless there is one target for each image;
+    FloatingPointError when the loss is no longer finite.
     """
     check_images(images)
     check_seed(seed)
@@ -152,8 +153,8 @@ def train(
     chosen = (torch.arange(len(images)) if chosen is None else chosen).to(device)
     if not 0 < len(chosen) == len(targets):
         raise ValueError(
-            f"{len(targets):,} targets for {len(chosen):,} images: train needs images, and a "
-            "target for each."
+            f"{len(targets):,} targets for {len(chosen):,} images: "
+            "train needs images, and a target for each."
         )
     size, epochs = min(recipe.batch_size, len(chosen)), recipe.epochs_for(len(chosen))
     steps = len(chosen) // size
@@ -244,8 +245,7 @@ def _state(
 ) -> State:
     """Model, momentum and averaged weights as one flat dict of tensors on the CPU."""
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
-    # Numbered by parameter: the order of optimizer.state is that in which a former resume filled
-    # it.
+    # By parameter: the order of optimizer.state is that in which a former resume filled it.
     buffers = (
         optimizer.state[p].get("momentum_buffer") for p in optimizer.param_groups[0]["params"]
     )
@@ -286,15 +286,14 @@ def predict(
     precision: str = "fp32",
     device: str | torch.device | None = None,
 ) -> Tensor:
-    """Class probabilities, float32, N x classes, on the CPU, without noise; ``flip`` averages image
-    and mirror.
+    """Class probabilities, float32, N x classes, on the CPU, without noise.
 
-    batch_size: None takes 64 on a CPU, and elsewhere as many as have a million pixels. Of batches
-    of 500, 250, 100 and 64 the last were the fastest on a CPU's core, 1.7 times the first, with the
-    same bits and 100 MB less. The model is left on ``device``, in the mode (train or eval) in which
-    it was found. Raises ValueError for images of another size than a store's model learnt from, of
-    which it gets fewer right, without a word; FloatingPointError for predictions that are not
-    finite.
+    flip: averages image and mirror. batch_size: None takes 64 on a CPU, and elsewhere as many as
+    have a million pixels. Of batches of 500, 250, 100 and 64 the last were the fastest on a CPU's
+    core, 1.7 times the first, with the same bits and 100 MB less. The model is left on ``device``,
+    in the mode (train or eval) in which it was found. Raises ValueError for images of another size
+    than a store's model learnt from, of which it gets fewer right, without a word;
+    FloatingPointError for predictions that are not finite.
     """
     check_images(images)
     if (size := getattr(model, "image_size", None)) and size != [*images.shape[2:]]:
@@ -331,8 +330,9 @@ def evaluate(
     flip: bool = False,
     device: str | torch.device | None = None,
 ) -> float:
-    """Accuracy in percent, without noise. labels: class indices, one an image. Raises ValueError
-    for other shapes, and for images without a label, -1.
+    """Accuracy in percent, without noise. labels: class indices, one an image.
+
+    Raises ValueError for other shapes, and for images without a label, -1.
     """
     if labels.shape != (len(images),) or not len(labels):
         raise ValueError(

@@ -1,6 +1,4 @@
-"""Several runs at once on one machine: helper processes that work through the same list of runs on
-the same store.
-"""
+"""Several runs at once on one machine: helpers that work through one list on one store."""
 
 from __future__ import annotations
 
@@ -31,8 +29,9 @@ PREFIX = "noisy_student-"  # of the temporary folders
 
 
 def default_workers(device: torch.device) -> int:
-    """One a thread on a CPU, at most 4; one on a GPU. `make bench` measures what that is worth on a
-    CPU (rows "4 runs").
+    """One a thread on a CPU, at most 4; one on a GPU.
+
+    `make bench` measures what that is worth on a CPU (rows "4 runs").
     """
     return min(4, torch.get_num_threads()) if device.type == "cpu" else 1
 
@@ -46,13 +45,12 @@ def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iter
         processes = [
             context.Process(target=_help, args=(folder,), daemon=True) for _ in range(count)
         ]
-        # Python's own process, which, started later, may lift the block
+        # Python's own process; started later, it may lift the block of signals
         resource_tracker.ensure_running()
         try:
             # Inherited: Ctrl-C, the end of a batch job and a closed terminal are sent to all
-            # processes at once, but the caller ends the
-            # helpers, and each of them sees to the folder if the caller dies: they are there before
-            # the first image is written.
+            # processes at once, but the caller ends the helpers, and each of them sees to the
+            # folder if the caller dies: they are there before the first image is written.
             before = signal.pthread_sigmask(
                 signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
             )
@@ -77,8 +75,9 @@ def helpers(count: int, task: Callable[..., object], *arguments: object) -> Iter
 
 @contextmanager
 def _shared_folder() -> Iterator[str]:
-    """A temporary folder, only this user's, that the next call removes if this process dies: its
-    lock, which the system then frees, lies beside it.
+    """A temporary folder, only this user's, that the next call removes if this process dies.
+
+    Its lock, which the system then frees, lies beside it.
     """
     base = Path(tempfile.gettempdir())
     for path in base.glob(f"{PREFIX}*.lock"):
@@ -100,9 +99,9 @@ def _remove(folder: Path) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes large tensors to files, which all helpers, and the caller from now on, map into
-    memory: one copy for all (torch's own way of sharing needs /dev/shm, which containers keep
-    small).
+    """Writes large tensors to files, which all helpers, and the caller from now on, map.
+
+    One copy for all; torch's own way of sharing needs /dev/shm, which containers keep small.
     """
 
     def __init__(self, stream: io.BytesIO, folder: str) -> None:

@@ -255,8 +255,8 @@ def test_no_network(
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{server[1]}absent.tar.gz")
     with pytest.raises(
         OSError,
-        match=r"CIFAR-10 could not be fetched \(.*\): put cifar-10-python.tar.gz into .*'digits' "
-        r"or a folder",
+        match=r"CIFAR-10 could not be fetched \(.*\): "
+        r"put cifar-10-python.tar.gz into .*'digits' or a folder",
     ):
         load("cifar10", tmp_path / "root")
     assert [path.suffix for path in (tmp_path / "root").rglob("*.*")] == [".lock"]

@@ -16,10 +16,10 @@ from noisy_student.files import TYPES, load_tensors, out_of_memory_said, save_te
 def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     """For real: files may not grow beyond 1,000 bytes."""
     script = (
-        "import resource, sys; from pathlib import Path; from noisy_student.files import "
-        "write_whole\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_whole(Path(sys.argv[1]), "
-        "bytes(5000))"
+        "import resource, sys; from pathlib import Path\n"
+        "from noisy_student.files import write_whole\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_whole(Path(sys.argv[1]), bytes(5000))"
     )
     write_whole(tmp_path / "a", b"before")
     done = subprocess.run(
@@ -100,10 +100,10 @@ def test_two_containers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_processes_may_write_the_same_tables(tmp_path: Path) -> None:
     script = (
-        "import sys, pandas as pd; from pathlib import Path; from noisy_student.report import "
-        "write_tables\n"
-        "class Store:\n    def history(self, *keys): return pd.DataFrame({'key': keys, 'epoch': "
-        "1})\n"
+        "import sys, pandas as pd; from pathlib import Path\n"
+        "from noisy_student.report import write_tables\n"
+        "class Store:\n"
+        "    def history(self, *keys): return pd.DataFrame({'key': keys, 'epoch': 1})\n"
         "table = pd.DataFrame({'key': [str(i) for i in range(200)], 'x': 1.0})\n"
         "for _ in range(60): write_tables(table, Store(), Path(sys.argv[1]))\n"
     )
@@ -148,13 +148,15 @@ def test_what_is_changed_in_mapped_tensors_does_not_reach_the_file(tmp_path: Pat
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_tensors_are_written_without_a_copy(tmp_path: Path) -> None:
     script = (
-        "import sys, torch; from pathlib import Path; from noisy_student.files import "
-        "save_tensors\n"
-        "def anonymous(word): return next(int(l.split()[1]) for l in open('/proc/self/status') if "
-        "l.startswith(word))\n"
-        "x = torch.ones(300_000_000, dtype=torch.uint8); "
+        "import sys, torch; from pathlib import Path\n"
+        "from noisy_student.files import save_tensors\n"
+        "def anonymous(word):\n"
+        "    status = open('/proc/self/status')\n"
+        "    return next(int(l.split()[1]) for l in status if l.startswith(word))\n"
+        "x = torch.ones(300_000_000, dtype=torch.uint8)\n"
         "Path('/proc/self/clear_refs').write_text('5')\n"
-        "before = anonymous('VmHWM'); save_tensors(Path(sys.argv[1]), {'x': x}, {}); "
+        "before = anonymous('VmHWM')\n"
+        "save_tensors(Path(sys.argv[1]), {'x': x}, {})\n"
         "print(anonymous('VmHWM') - before)"
     )
     done = subprocess.run(

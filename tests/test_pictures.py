@@ -461,8 +461,8 @@ def test_what_a_large_set_takes_is_said_first(
         )
         with pytest.raises(
             MemoryError,
-            match=rf"^the pictures of {folder} do not fit into memory: give a smaller size than "
-            r"32, or fewer",
+            match=rf"^the pictures of {folder} do not fit into memory: "
+            r"give a smaller size than 32, or fewer",
         ):
             load(folder, tmp_path / "root")
 
@@ -497,8 +497,7 @@ def test_test_pictures_without_a_class(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"no class's folder: test/0\.jpg; put each class's test images into test/<class>/, "
-        r"and those "
-        r"of no known class, which cannot be scored, into unlabeled/",
+        r"and those of no known class, which cannot be scored, into unlabeled/",
     ):
         load(folder, tmp_path / "root")
 

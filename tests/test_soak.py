@@ -1,6 +1,4 @@
-"""Faults for real, by the hundred: `make soak`, about 17 minutes. docs/reliability.md says what
-each test proves.
-"""
+"""Faults for real, by the hundred: `make soak`, 17 minutes. docs/reliability.md says what for."""
 
 import itertools
 import os
@@ -25,8 +23,7 @@ from noisy_student import Images, Recipe, Run, Split, Store, load, run_all, spli
 pytestmark = pytest.mark.soak
 
 # Four runs, two of them a chain, with a checkpoint after every epoch. Each start of a run, and each
-# epoch that was trained, is
-# noted in a log, together with the process that did it.
+# epoch that was trained, is noted in a log, together with the process that did it.
 DRIVER = """
 import os, sys, torch
 from noisy_student import Recipe, Run, load, run_all, runs
@@ -171,8 +168,7 @@ def test_others_take_over_the_run_of_a_killed_process(
     for process in processes:
         await_training(store, process)
     begun: dict[str, str] = {}
-    # a process whose last word is that a run has finished its first or second epoch, of four or
-    # more
+    # a process that has just said that a run's first or second epoch, of four or more, is done
     while not begun:
         begun = {
             process: run

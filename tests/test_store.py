@@ -61,8 +61,8 @@ def test_a_model_knows_its_classes(tmp_path: Path) -> None:
     for names in (["arrow", "cat", "dog"], ["dog", "cat"], ["cat"]):
         with pytest.raises(
             ValueError,
-            match=rf"class \d is .* of the model {RUN.key} and .* of the names given: give both "
-            r"the same",
+            match=rf"class \d is .* of the model {RUN.key} and .* of the names given: "
+            r"give both the same",
         ):
             store.model(RUN.key, names)
     old = replace(RUN, seed=1)

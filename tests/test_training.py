@@ -475,9 +475,8 @@ def test_replayed_graph_is_the_plain_step(
         results.append((losses, moved, averages))
     (losses, moved, averages), (plain_losses, plain_moved, plain_averages) = results
     # A GPU's sums differ in the last bits from call to call, and three steps let that grow: weights
-    # that differ by 1e-5 end up to 9%
-    # apart (on a CPU). Without momentum they end 45% apart, with the second step's learning rate in
-    # the third 25%.
+    # that differ by 1e-5 end up to 9% apart (on a CPU). Without momentum they end 45% apart, with
+    # the second step's learning rate in the third 25%.
     assert losses[:2] == pytest.approx(plain_losses[:2], abs=1e-3)
     assert (moved - plain_moved).norm() < 0.2 * plain_moved.norm()
     # num_batches_tracked among them: recording leaves no trace

@@ -14,8 +14,7 @@ import torch
 
 from noisy_student import workers
 
-# A caller with a helper, which writes one large tensor after the other, slowly; or, for 0 helpers,
-# kills itself.
+# A caller with a helper, which writes large tensors slowly; or, for 0 helpers, kills itself.
 CALLER = """
 import os, signal, sys, time, torch
 from pathlib import Path
