@@ -813,7 +813,7 @@ def test_checkpoint_of_an_older_version_is_not_used(
     assert Store(tmp_path).load_checkpoint(TEACHER) is None
 
 
-@pytest.mark.parametrize("change", [(b"F32", b"I32"), (b"[2, 3]", b"[3, 2]")])
+@pytest.mark.parametrize("change", [(b"F32", b"I32"), (b"[2,3]", b"[3,2]")])
 def test_checkpoint_of_another_type_or_shape_is_not_used(
     tmp_path: Path, change: tuple[bytes, bytes]
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from noisy_student import Recipe, Run, Store, runs
+from noisy_student import Recipe, Run, Store
 from noisy_student.models import build
 from noisy_student.store import DamagedError
 
@@ -89,7 +89,7 @@ def test_a_sound_entry_of_another_run_is_not_read(tmp_path: Path, read: str) -> 
 def test_entries_of_another_revision_are_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runs, "git_revision", lambda: "new")
+    monkeypatch.setattr("noisy_student.store.git_revision", lambda: "new")
     wanted = [replace(RUN, seed=seed) for seed in range(4)]
     for run, git in zip(wanted, ("new", None, "old", "older"), strict=True):
         commit(Store(tmp_path), run, git=git)
@@ -102,7 +102,7 @@ def test_entries_of_another_revision_are_said_once(
     )
     assert store.find(wanted[0]) and not capsys.readouterr().out
     # an installed package, of which git does not know
-    monkeypatch.setattr(runs, "git_revision", lambda: None)
+    monkeypatch.setattr("noisy_student.store.git_revision", lambda: None)
     assert all(map(Store(tmp_path).find, wanted)) and not capsys.readouterr().out
 
 
