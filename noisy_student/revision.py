@@ -24,7 +24,15 @@ def git_revision() -> str | None:
             [*git, "describe", "--always", "--abbrev=12"], **options
         ).stdout.strip()
         changed = subprocess.run(
-            [*git, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"],
+            [
+                *git,
+                "--no-optional-locks",
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                ".",
+            ],
             **options,
         ).stdout
         return f"{revision}+" if changed else revision
