@@ -46,7 +46,13 @@ def places(path: Path) -> list[str]:
 def test_all_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, *places(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for word in ("8x8 digits: 1,300", "497 test images", *EXPERIMENTS, "difference", "by class"):
+    for word in (
+        "8x8 digits: 1,300",
+        "497 test images",
+        *EXPERIMENTS,
+        "over labels alone",
+        "by class",
+    ):
         assert word in printed
     out = tmp_path / "out"
     drawn = ["baselines", "grid-Convnet5", "label_counts", "students"]

@@ -17,8 +17,8 @@ from noisy_student import Split, Store, load
 ROOT = Path(__file__).parent.parent
 NAMES = ("data_split.ipynb", "run.ipynb")
 TINY = {
-    "epochs=40, min_steps=500": "epochs=1, min_steps=1",
-    "replace(epochs=6)": "replace(epochs=1)",
+    "epochs=40, min_steps=1000": "epochs=1, min_steps=1",
+    "replace(epochs=6, min_steps=500)": "replace(epochs=1)",
 }
 
 
@@ -173,7 +173,7 @@ def test_both_notebooks(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     assert {store.record(row)["run"]["split"] for row in table.key} == {key}
     assert set(table.experiment) == {"chain", "soft_and_hard", "label_counts", "baselines"}
-    assert table.drop_duplicates("key").labels.value_counts().drop(40).to_dict() == {80: 1, 160: 1}
+    assert table.drop_duplicates("key").labels.value_counts().drop(40).to_dict() == {120: 1}
     assert (tmp_path / "out" / "staircase.png").exists() and (
         tmp_path / "out" / "baselines.png"
     ).exists()

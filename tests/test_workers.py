@@ -1,10 +1,12 @@
 """What callers who die leave in the temporary folder, and what the next one removes."""
 
+import fcntl
 import os
 import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -37,6 +39,12 @@ def begin(folder: Path, count: int, **options: object) -> subprocess.Popen:
     return subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)}, **options)  # type: ignore[call-overload,no-any-return]
 
 
+def as_in_a_terminal() -> None:
+    """Under nohup, or in a shell's background, signals are ignored, by whatever is started too."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("noisy_student-*"))
 
@@ -55,12 +63,7 @@ def test_a_signal_while_the_images_are_written_leaves_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     caller = begin(
-        tmp_path,
-        1,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        # which `make test &` ignores
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        tmp_path, 1, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=as_in_a_terminal
     )
     children = wait_until_written(tmp_path, caller)
     os.killpg(caller.pid, number)
@@ -78,7 +81,7 @@ def test_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
         stdout=slave,
         stderr=slave,
         start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=lambda: (as_in_a_terminal(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
     )
     os.close(slave)
     children = wait_until_written(tmp_path, caller)
