@@ -1,6 +1,5 @@
 """Noisy Student self-training (Xie et al., 2020) of small image classifiers."""
 
-from . import figures
 from .augment import RandAugment
 from .data import Images, Split, split
 from .folders import load_pictures
