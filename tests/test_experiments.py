@@ -198,3 +198,13 @@ def test_every_recipe_trains_few_images_for_long_enough() -> None:
         assert min(method.supervised.min_steps, method.student.min_steps) >= 1000
         assert method.supervised.epochs_for(30) * max(1, 30 // method.supervised.batch_size) >= 1000
     assert isinstance(RECIPES["full"], Method) and isinstance(RECIPES["full"].student, Recipe)
+
+
+@pytest.mark.parametrize("name", ["quick", "long", "full"])
+def test_no_floor_is_reached_on_5000_labels(name: str) -> None:
+    """The recipes' epochs are those that were searched, whatever share of labels is kept."""
+    method, unlabelled = RECIPES[name], 45_000
+    assert method.supervised.epochs_for(5000) == method.supervised.epochs
+    for kept in (0.14, 0.35, 1.0):
+        images = 5000 * method.repeat_labels + round(kept * unlabelled)
+        assert method.student.epochs_for(images) == method.student.epochs
